@@ -58,7 +58,8 @@ class Vocabulary:
         name = canonical(finding)
         if name not in self.findings:
             raise ValueError(
-                f"finding {finding!r} is not in the vocabulary {self.name!r}; expected one of {', '.join(self.findings)}"
+                f"finding {finding!r} is not in the vocabulary {self.name!r}; "
+                f"expected one of {', '.join(self.findings)}"
             )
         return self.findings.index(name)
 

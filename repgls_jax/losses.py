@@ -1,0 +1,100 @@
+"""Generalized label smoothing (GLS), binary and K-class, with a guard for negative rates.
+
+Source of the equations: Wei et al., "To Smooth or Not? When Label Smoothing Meets Noisy Labels", ICML 2022
+(arXiv 2106.04149). The margin cap and the warm-up of negative rates are this project's decisions.
+
+Every loss is unreduced: masking and the mean live once, in the train step.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+NO_CAP = float("inf")
+
+
+def gls_targets(y: Array, r: Array) -> Array:
+    """Soft target of the binary form, ``t = (1 - r) y + r / 2``.
+
+    Args:
+      y: [...] labels in {0, 1}, any dtype.
+      r: [...] float32 rates in (-1, 1).
+
+    Returns:
+      [...] float32; inside (0, 1) for r > 0, outside [0, 1] for r < 0.
+    """
+    return (1.0 - r) * y.astype(jnp.float32) + 0.5 * r
+
+
+def gls_binary(z: Array, y: Array, r: Array, margin_cap: float = NO_CAP) -> Array:
+    """Binary GLS on logits, ``softplus(-m) + (r / 2) m`` with the margin ``m = (2y - 1) z``.
+
+    Equals binary cross entropy on the target :func:`gls_targets`. For r > 0 the minimum is at
+    ``m = ln((2 - r) / r)``. For r < 0 the loss falls without bound as m grows; ``margin_cap`` lets the linear term
+    see ``min(m, margin_cap)`` there, so past the cap only cross entropy's own, vanishing pull remains. Below the cap,
+    and for every r >= 0, the loss is exact.
+
+    Args:
+      z: [...] float32 logits.
+      y: [...] labels in {0, 1}, any dtype.
+      r: [...] float32 rates in (-1, 1).
+      margin_cap: logit units, positive; infinity switches the guard off.
+
+    Returns:
+      [...] float32 loss, unreduced, in nats.
+    """
+    m = (2.0 * y.astype(jnp.float32) - 1.0) * z
+    pulled = jnp.where(r < 0, jnp.minimum(m, margin_cap), m)
+    return jax.nn.softplus(-m) + 0.5 * r * pulled
+
+
+def gls_multiclass(logits: Array, labels: Array, r: Array) -> Array:
+    """K-class GLS, ``(1 - r) NLL + r mean_k(-log p_k)``.
+
+    Args:
+      logits: [..., k] float32.
+      labels: [...] integer class ids in [0, k).
+      r: [...] float32 rates, below 1.
+
+    Returns:
+      [...] float32 loss, unreduced, in nats.
+    """
+    log_p = jax.nn.log_softmax(logits)
+    nll = -jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
+    return (1.0 - r) * nll - r * log_p.mean(-1)
+
+
+def ramp_negative(r: Array, step: Array, warmup: int, ramp: int) -> Array:
+    """Rates in force at ``step``: positive ones at once, negative ones held at 0 for ``warmup`` steps, then brought in
+    linearly over ``ramp`` steps.
+
+    Sharpening from random weights diverges in public reports; the GLS authors warm up with cross entropy first.
+
+    Args:
+      r: [...] float32 rates in (-1, 1).
+      step: scalar integer step, from 0.
+      warmup: steps at ``max(r, 0)``.
+      ramp: steps from there to the full rate; 0 switches at once.
+
+    Returns:
+      [...] float32.
+    """
+    progress = (step.astype(jnp.float32) - warmup + 1.0) / max(ramp, 1)
+    return jnp.maximum(r, 0.0) + jnp.clip(progress, 0.0, 1.0) * jnp.minimum(r, 0.0)
+
+
+def masked_mean(values: Array, mask: Array) -> Array:
+    """Mean of ``values`` where ``mask`` is set; 0 where nothing is.
+
+    The masked-out entries are replaced before the product, so that an infinite or NaN loss under the mask can reach
+    neither the mean nor the gradient.
+
+    Args:
+      values: [...] float32.
+      mask: [...] bool.
+
+    Returns:
+      Scalar float32.
+    """
+    kept = jnp.where(mask, values, 0.0)
+    return kept.sum() / jnp.maximum(mask.sum().astype(jnp.float32), 1.0)

@@ -1,0 +1,1 @@
+"""The networks: LU-ViT (images to findings) and the RGN (report wording to rates). Linen, pure, no effects."""

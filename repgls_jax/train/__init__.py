@@ -1,0 +1,1 @@
+"""One trainer for every network and every method: state, pure step, sharding, loop, checkpoints, journal."""
