@@ -30,6 +30,7 @@ EVIDENCE = pa.schema(
         ("field", pa.string()),  # which field of the report the offsets point into
         ("start", pa.int32()),  # the sentence, as character offsets into that field
         ("end", pa.int32()),
+        ("mention", pa.int32()),  # character offset of the finding's name in that field
         ("labeller", pa.string()),
         ("version", pa.string()),
         ("prompt_hash", pa.string()),  # "" for labellers without a prompt

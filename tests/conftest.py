@@ -1,9 +1,16 @@
 """Every test runs on the CPU, on eight simulated devices, and treats warnings of this project as errors."""
 
 import os
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Eight devices share few cores: programs in flight at once could wait for each other in their collectives for ever.
+os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "false"
+
+# The same small programs are compiled by many tests and by the processes they start.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="repgls-jax-cache-"))
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 from absl import flags
 

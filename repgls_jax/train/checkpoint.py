@@ -7,7 +7,9 @@ the weights elsewhere (vocabulary, model, input contract) as JSON.
 import pathlib
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 _STATE, _META = "state", "meta"
@@ -33,7 +35,7 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
             ),
-            item_names=(_STATE, _META),
+            item_handlers={_STATE: ocp.StandardCheckpointHandler(), _META: ocp.JsonCheckpointHandler()},
         )
 
     def save(self, step: int, state: Any, meta: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
@@ -59,6 +61,14 @@ class Checkpoints:
         return self._manager.restore(step, args=ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(abstract)}))[
             _STATE
         ]
+
+    def restore_params(self, mesh: jax.sharding.Mesh, step: int | None = None) -> Any:
+        """The parameters alone, replicated over ``mesh``; raises FileNotFoundError when there is no checkpoint."""
+        step = self._found(step)
+        stored = self._manager.item_metadata(step)[_STATE]
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        abstract = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=everywhere), stored)
+        return self.restore(abstract, step)["params"]
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
         """The JSON stored with a checkpoint; raises FileNotFoundError when there is none."""

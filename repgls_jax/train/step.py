@@ -28,7 +28,7 @@ def make_train_step(loss: LossFn, tx: optax.GradientTransformation) -> StepFn:
         (value, scalars), grads = jax.value_and_grad(of_params, has_aux=True)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        scalars = {**scalars, "loss": value, "grad_norm": optax.global_norm(grads)}
+        scalars = {**scalars, "loss": value, "grad_norm": optax.tree.norm(grads)}
         return state.replace(step=state.step + jnp.int32(1), params=params, opt_state=opt_state), scalars
 
     return train_step

@@ -1,0 +1,131 @@
+"""The main job: reports and images in, a trained and evaluated LU-ViT out.
+
+    python launch/train.py --config=configs/luvit.py                       # the phantom, on one machine
+    python launch/train.py --config=configs/luvit.py:policy=expert,seed=1
+    python launch/train.py --config=configs/luvit.py:data=table,source=DIR
+
+Arguments are listed in :data:`ARGUMENTS`; every field of the config can also be set by a flag, such as
+``--config.train.learning_rate=3e-4``. Expected of the first command: see docs/phantom.md.
+"""
+
+import dataclasses
+
+import ml_collections
+from ml_collections import config_dict
+
+from repgls_jax import config as config_lib
+from repgls_jax import phantom
+from repgls_jax.data import columns
+
+ARGUMENTS = {
+    "data": "phantom",  # data set: phantom or table
+    "source": "",  # folder of the data set; the phantom needs none
+    "findings": "chexpert",  # vocabulary
+    "image_size": 0,  # pixels; 0 takes the run size's
+    "model": "",  # SIZE/PATCH such as S/16; empty takes the run size's
+    "policy": "rgn",  # label policy, see repgls_jax/policies.py
+    "mesh": "dp",  # sharding preset
+    "size": "demo",  # size of the run: test, demo, full
+    "epochs": 0.0,  # 0 takes the run size's
+    "seed": 0,
+}
+
+# What a run size sets. The learning rates are for AdamW at the batch size beside them.
+RUN_SIZES = {
+    "test": {"model": "demo/8", "image_size": 64, "phantom": 240, "epochs": 2.0, "batch": 32, "lr": 1e-3, "reps": 20},
+    "demo": {
+        "model": "demo/8",
+        "image_size": 64,
+        "phantom": 6000,
+        "epochs": 12.0,
+        "batch": 64,
+        "lr": 1e-3,
+        "reps": 1000,
+    },
+    "full": {
+        "model": "S/16",
+        "image_size": 224,
+        "phantom": 50000,
+        "epochs": 30.0,
+        "batch": 256,
+        "lr": 5e-4,
+        "reps": 1000,
+    },
+}
+
+
+def rgn() -> ml_collections.ConfigDict:
+    """Settings of the Rate Generation Network and of its training."""
+    return ml_collections.ConfigDict(
+        dict(
+            length=96,  # words of a study's sentences about findings
+            bare_weight=0.1,  # of mentions without a cue: the expert says nothing of them, most are assertions
+            delta=0.1,  # Huber threshold, in rates
+            ordering=1.0,  # weight of the ordering hinge
+            model=dict(width=64, depth=1, heads=4, evidence=False, evidence_dropout=0.5, dropout=0.1),
+            train=dict(
+                steps=400,
+                batch_size=64,
+                learning_rate=2e-3,
+                weight_decay=0.01,
+                warmup=0.1,
+                clip=1.0,
+                checkpoint_every=100,
+                mesh="dp",
+                seed=0,
+            ),
+        )
+    )
+
+
+def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
+    """The config, with ``arguments`` ("name=value,...") applied."""
+    args = config_lib.parse_arguments(arguments, ARGUMENTS)
+    size = config_lib.choose("size", args.size, RUN_SIZES)
+    config = ml_collections.ConfigDict()
+    config.task = "luvit"
+    config.seed = args.seed
+    image_size = args.image_size or size["image_size"]
+    # The seed of the data (of the phantom, and of splits that a table does not give) is not the run's: runs share data.
+    datasets = {
+        "phantom": dataclasses.asdict(phantom.PhantomConfig(image_size=image_size)) | {"count": size["phantom"]},
+        "table": dict(
+            source=args.source,
+            table="",  # file within the source; empty takes the only one there
+            findings=args.findings,
+            image_size=image_size,
+            # Role -> column, where a column's name does not say its role; "" for none.
+            columns=ml_collections.ConfigDict({role: config_dict.placeholder(str) for role in columns.SPELLINGS}),
+            ignore=(),  # label names outside the vocabulary to leave out
+            seed=0,
+        ),
+    }
+    config.data = dict(dataset=args.data, options=config_lib.choose("data", args.data, datasets))
+    config.extract = dict(backend="lexicon")
+    config.rgn = rgn()
+    config.model = dict(name=args.model or size["model"], dropout=0.1, uncertainty_weight=0.1)
+    config.policy = dict(
+        name=args.policy,
+        constant=0.2,
+        rho=0.0,
+        r_blank=0.0,
+        blank="negative",
+        margin_cap=4.0,
+        warmup=0.3,
+        ramp=0.2,
+    )
+    config.train = dict(
+        epochs=args.epochs or size["epochs"],
+        batch_size=size["batch"],
+        learning_rate=size["lr"],
+        weight_decay=0.05,
+        warmup=0.1,
+        clip=1.0,
+        checkpoint_every=250,
+        mesh=args.mesh,
+        augment=True,
+    )
+    config.evaluate = dict(batch_size=128, replicates=size["reps"])
+    if args.size == "test":
+        config.rgn.train.steps = 20
+    return config

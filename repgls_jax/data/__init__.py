@@ -1,0 +1,54 @@
+"""Data sets: from raw files to image shards (TFDS, ArrayRecord) and from shards to batches.
+
+  source     what a data set offers        phantom, table   the data sets
+  features   the shape of an example       builder, build   writing shards, reports and manifest
+  shards     reading them                  pipeline         batches for training and evaluation
+
+Adding a data set is one :class:`~repgls_jax.data.source.Source` and one line in :data:`DATASETS`.
+"""
+
+import pathlib
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+from repgls_jax.data.build import build as build_source
+from repgls_jax.data.build import read_manifest as read_manifest
+from repgls_jax.data.phantom import PhantomSource
+from repgls_jax.data.source import Source
+from repgls_jax.data.table import TableSource
+
+DATASETS: dict[str, Callable[..., Source]] = {"phantom": PhantomSource, "table": TableSource}
+
+
+def dataset(name: str) -> Callable[..., Source]:
+    """The data set called ``name``, or the function that "package.module:function" names.
+
+    Raises:
+      ValueError: no such data set.
+    """
+    if name in DATASETS:
+        return DATASETS[name]
+    if ":" not in name:
+        raise ValueError(
+            f"data set {name!r} is unknown; expected one of {', '.join(DATASETS)}, or package.module:function"
+        )
+    return pkgutil.resolve_name(name)
+
+
+def build(
+    name: str, output: str | pathlib.Path, *, overwrite: bool = False, progress: bool = False, **options: Any
+) -> dict[str, Any]:
+    """Builds the data set ``name`` in the folder ``output`` unless it is there already.
+
+    Args:
+      name: key of :data:`DATASETS` or "package.module:function".
+      output: folder to write; see :mod:`repgls_jax.data.build`.
+      overwrite: replaces a complete build made from something else.
+      progress: shows a progress bar.
+      **options: of the data set, such as image_size, seed, count (phantom) or source, columns (table).
+
+    Returns:
+      The manifest; see :func:`repgls_jax.data.build.build`.
+    """
+    return build_source(dataset(name)(**options), pathlib.Path(output), overwrite=overwrite, progress=progress)

@@ -1,0 +1,71 @@
+"""The one shape of an example in the image shards, whichever data set it came from.
+
+Report text is not part of it: shards may travel where text may not.
+"""
+
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+# numpy's only guess for these would be float64 or int64
+_CASTS = {"labels": np.int8, "observed": np.bool_, "truth": np.int8, "contrast": np.float32, "belief": np.float32}
+TEXT = ("image_id", "patient_id", "study_id", "view")
+SIMULATED = ("truth", "contrast", "belief", "reader", "masks")
+MASK_BITS = 16
+
+
+def spec(image_size: int, c: int, simulated: bool) -> tfds.features.FeaturesDict:
+    """Features of one example.
+
+    Args:
+      image_size: side of the square image in pixels.
+      c: findings in the vocabulary.
+      simulated: adds the phantom's known truth.
+
+    Returns:
+      image uint8 [h, w, 1]; image_id, patient_id, study_id, view; has_report bool; labels int8 [c] (label states, -2
+      where none was given); observed bool [c] (a label was given). If simulated also truth int8 [c] in {0, 1},
+      contrast float32 [c], belief float32 [c] in [0, 1], reader int32, masks uint16 [h, w, 1] (bit k = finding k).
+
+    Raises:
+      ValueError: masks cannot hold that many findings.
+    """
+    if simulated and c > MASK_BITS:
+        raise ValueError(f"masks hold {MASK_BITS} findings, one bit each; this vocabulary has {c}")
+    tensor, shape = tfds.features.Tensor, (image_size, image_size, 1)
+    fields: dict[str, Any] = {
+        # Raw bytes: tf.Example would otherwise store each pixel as a varint, and PNG reads four times slower.
+        "image": tensor(shape=shape, dtype=np.uint8, encoding="bytes"),
+        **{name: tfds.features.Text() for name in TEXT},
+        "has_report": np.bool_,
+        "labels": tensor(shape=(c,), dtype=np.int8),
+        "observed": tensor(shape=(c,), dtype=np.bool_),
+    }
+    if simulated:
+        fields |= {
+            "truth": tensor(shape=(c,), dtype=np.int8),
+            "contrast": tensor(shape=(c,), dtype=np.float32),
+            "belief": tensor(shape=(c,), dtype=np.float32),
+            "reader": np.int32,
+            # zlib, not PNG: without OpenCV, TFDS refuses to decode 16-bit PNG. The zeros compress as well.
+            "masks": tensor(shape=shape, dtype=np.uint16, encoding="zlib"),
+        }
+    return tfds.features.FeaturesDict(fields)
+
+
+def example(record: dict[str, Any], simulated: bool) -> dict[str, Any]:
+    """A record as the example that :func:`spec` describes; text fields are left behind.
+
+    Raises:
+      KeyError: the record lacks a field.
+    """
+    fields: dict[str, Any] = {"image": record["image"][..., None], "has_report": bool(record["has_report"])}
+    fields |= {name: record[name] for name in TEXT}
+    names = ("labels", "observed", *(SIMULATED if simulated else ()))
+    for name in names:
+        fields[name] = np.asarray(record[name], _CASTS[name]) if name in _CASTS else record[name]
+    if simulated:
+        fields["reader"] = np.int32(record["reader"])
+        fields["masks"] = record["masks"][..., None]
+    return fields

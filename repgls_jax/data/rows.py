@@ -1,0 +1,169 @@
+"""Reads the table of a data set as text, row by row checked, with the ids filled in."""
+
+import pathlib
+import re
+from collections.abc import Collection, Mapping
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from repgls_jax.data.columns import Columns
+from repgls_jax.data.source import TEXT_FIELDS
+
+SUFFIXES = (".csv", ".parquet")
+MAX_TABLE_BYTES = 4 * 2**30
+_BLOCK_BYTES = 32 * 2**20  # a CSV row must fit in one block
+_SHOWN = 5
+
+
+def find(root: pathlib.Path, table: str) -> pathlib.Path:
+    """The table's path: ``root / table``, or the one table that lies in ``root``.
+
+    Raises:
+      FileNotFoundError: there is no such folder or table.
+      ValueError: not exactly one table to choose from, or it is neither CSV nor Parquet, or too large.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"data folder {root} does not exist")
+    if table:
+        path = root / table
+    else:
+        tables = sorted(p for p in root.iterdir() if p.suffix in SUFFIXES and p.is_file())
+        if len(tables) != 1:
+            names = ", ".join(p.name for p in tables) or "none"
+            raise ValueError(
+                f"{root} should hold one table ({', '.join(SUFFIXES)}); found: {names}; name one with table="
+            )
+        path = tables[0]
+    if not path.is_file():
+        raise FileNotFoundError(f"table {path} does not exist")
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"table {path} ends in {path.suffix!r}; expected one of {', '.join(SUFFIXES)}")
+    if path.stat().st_size > MAX_TABLE_BYTES:
+        raise ValueError(f"table {path} has {path.stat().st_size} bytes; the limit is {MAX_TABLE_BYTES}")
+    return path
+
+
+def read(path: pathlib.Path) -> pa.Table:
+    """The table; all columns of a CSV file are text.
+
+    Raises:
+      ValueError: not a readable table, or one without rows.
+    """
+    try:
+        if path.suffix == ".parquet":
+            table = pa.parquet.read_table(path)
+        else:
+            # Text, so that the id "0012" stays one. The names are needed before the types can be set.
+            parse = pa.csv.ParseOptions(newlines_in_values=True)
+            block = pa.csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False)  # threads lose the row
+            with pa.csv.open_csv(path, read_options=block, parse_options=parse) as reader:
+                names = reader.schema.names
+            convert = pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
+            table = pa.csv.read_csv(path, read_options=block, parse_options=parse, convert_options=convert)
+    except pa.ArrowInvalid as error:
+        # Arrow quotes the offending row, which may hold report text: only what is known to be harmless is passed on.
+        told = re.search(r"Expected \d+ columns, got \d+", str(error))
+        row = re.search(r"Row #\d+", str(error))
+        what = ": ".join(m.group() for m in (row, told) if m) or "damaged, not UTF-8, or a row of more than 32 MiB"
+        raise ValueError(f"table {path} cannot be read ({what})") from None
+    if table.num_rows == 0:
+        raise ValueError(f"table {path} has no rows; its columns are: {', '.join(table.column_names)}")
+    return table
+
+
+class Rows:
+    """The rows that are used: role or finding -> column of text."""
+
+    def __init__(self, columns: Mapping[str, list[str]]):
+        """Takes columns of one length; "image", "patient", "study", "view" and the text fields are always there."""
+        self._columns = dict(columns)
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self._columns["image"])
+
+    def __getitem__(self, i: int) -> dict[str, str]:
+        """Row ``i`` as role -> text."""
+        return {role: values[i] for role, values in self._columns.items()}
+
+    def column(self, role: str) -> list[str]:
+        """The n values of a role or finding."""
+        return self._columns[role]
+
+    def studies_over(self, max_bytes: int) -> set[str]:
+        """Studies with a text field of more than ``max_bytes`` bytes."""
+        return {
+            study
+            for field in TEXT_FIELDS
+            for study, text in zip(self._columns["study"], self._columns[field], strict=True)
+            if len(text.encode()) > max_bytes
+        }
+
+
+def select(table: pa.Table, used: Columns) -> Rows:
+    """The columns in use, as text without surrounding blanks, each image once.
+
+    A table without studies gets one per image: the image's path without its suffix. Rows that repeat another in
+    every used column are dropped. All rows of a study carry the study's text, even those that left it blank.
+
+    Raises:
+      ValueError: an image or patient is blank, one image has rows that differ, two images share an id, or a study has
+        several patients or texts.
+    """
+    names = used.roles | used.labels
+    columns = {role: _text(table, name) for role, name in names.items()}
+    for role in ("image", "patient", *(("study",) if "study" in columns else ())):
+        if "" in columns[role]:
+            raise ValueError(f"row {columns[role].index('') + 1} has no {role}: column {names[role]!r} is blank")
+    kept: dict[str, int] = {}
+    different: dict[str, None] = {}
+    for i, image in enumerate(columns["image"]):
+        first = kept.setdefault(image, i)
+        if first != i and any(values[first] != values[i] for values in columns.values()):
+            different[image] = None
+    _refuse(different, "images stand in several rows that differ", names["image"])
+    columns = {role: [values[i] for i in kept.values()] for role, values in columns.items()}
+    n = len(columns["image"])
+    if "study" not in columns:
+        stems = [str(pathlib.PurePosixPath(image).with_suffix("")) for image in columns["image"]]
+        seen: set[str] = set()
+        twice = {stem: None for stem in stems if stem in seen or seen.add(stem)}  # type: ignore[func-returns-value]
+        _refuse(twice, "image names differ only by their suffix; map a study column", names["image"])
+        columns["study"] = stems
+    for role in ("view", *TEXT_FIELDS):
+        columns.setdefault(role, [""] * n)
+    _per_study(columns["study"], columns["patient"], "studies have several patients", names)
+    for field in TEXT_FIELDS:
+        texts = _per_study(columns["study"], columns[field], f"studies have differing texts ({field})", names)
+        columns[field] = [texts[study] for study in columns["study"]]
+    return Rows(columns)
+
+
+def _per_study(studies: list[str], values: list[str], what: str, names: Mapping[str, str]) -> dict[str, str]:
+    """The one value that is not blank of each study."""
+    found: dict[str, str] = {}
+    several: dict[str, None] = {}
+    for study, value in zip(studies, values, strict=True):
+        if not found.get(study):
+            found[study] = value
+        elif value and found[study] != value:
+            several[study] = None
+    _refuse(several, what, names.get("study", names["image"]))
+    return found
+
+
+def _refuse(items: Collection[str], what: str, column: str) -> None:
+    if items:
+        some = ", ".join(list(items)[:_SHOWN])
+        raise ValueError(f"{len(items)} {what} (column {column!r}): {some}{', ...' if len(items) > _SHOWN else ''}")
+
+
+def _text(table: pa.Table, name: str) -> list[str]:
+    column = table.column(name)
+    try:
+        values = column.cast(pa.string()).to_pylist()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise ValueError(f"column {name!r} holds {column.type}; expected text or numbers") from None
+    return [(value or "").strip() for value in values]

@@ -1,0 +1,146 @@
+"""Evaluation of a trained LU-ViT: predictions, metrics with intervals, and a page that a person can open."""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from repgls_jax import findings as findings_lib
+from repgls_jax import policies, sidecars
+from repgls_jax.data import pipeline
+from repgls_jax.data import shards as shards_lib
+from repgls_jax.data.build import SHARDS
+from repgls_jax.models import luvit as luvit_model
+from repgls_jax.results import page, score, table
+from repgls_jax.train import checkpoint, labels, luvit, sharding
+from repgls_jax.train.journal import Journal
+
+RECORD = "run.json"  # what a training run says of itself: config, stage folders, vocabulary
+
+
+def load(run_folder: pathlib.Path, mesh: jax.sharding.Mesh) -> tuple[luvit_model.LUViT, Any, dict[str, Any]]:
+    """The model, parameters and metadata of a run's newest checkpoint.
+
+    Raises:
+      FileNotFoundError: the folder holds no checkpoint.
+    """
+    if not (run_folder / "checkpoints").is_dir():
+        raise FileNotFoundError(f"{run_folder} holds no folder 'checkpoints'; expected the folder of a LU-ViT run")
+    checkpoints = checkpoint.Checkpoints(run_folder / "checkpoints")
+    try:
+        meta = checkpoints.meta()
+        model = luvit_model.build(meta["model"], len(meta["findings"]))
+        params = checkpoints.restore_params(mesh)
+    finally:
+        checkpoints.close()
+    return model, params, meta
+
+
+def run(
+    run_folder: pathlib.Path,
+    output: pathlib.Path,
+    split: str,
+    config: dict[str, Any],
+    journal: Journal,
+    seconds: dict[str, float] | None = None,
+) -> dict[str, Any]:
+    """Scores a run on a split and writes ``predictions.parquet``, ``metrics.json``, ``table.md`` and ``report.html``.
+
+    Args:
+      run_folder: of the LU-ViT run; its ``run.json`` says where data and side-cars are.
+      output: folder to write to; must exist.
+      split: train, valid or test.
+      config: batch_size and replicates.
+      journal: the table is said to it.
+      seconds: stage -> time it took, shown on the page.
+
+    Returns:
+      Summary: images and mean metrics.
+
+    Raises:
+      FileNotFoundError: the run, its checkpoint or its data does not exist.
+      ValueError: the checkpoint was made for other findings than the data has.
+    """
+    if not (run_folder / RECORD).exists():
+        raise FileNotFoundError(f"{run_folder} holds no {RECORD}; expected the folder of a LU-ViT run")
+    record = json.loads((run_folder / RECORD).read_text())
+    mesh = sharding.make_mesh()
+    model, params, meta = load(run_folder, mesh)
+    data_folder = pathlib.Path(record["stages"]["data"]) / "set"
+    vocabulary = shards_lib.vocabulary(data_folder / SHARDS)
+    findings_lib.require_same(vocabulary.findings, meta["findings"], f"the checkpoint in {run_folder}")
+    examples = shards_lib.examples(data_folder / SHARDS, split)
+    evidence_folder = record["stages"].get("evidence")
+    evidence = evidence_folder and sidecars.read(
+        pathlib.Path(evidence_folder) / "evidence.parquet", sidecars.EVIDENCE, vocabulary
+    )
+    made = labels.columns(examples, evidence or None, vocabulary)
+    truth, mask, reference = labels.reference(made)
+    batch_size = -(-config["batch_size"] // mesh.size) * mesh.size
+    batches = pipeline.eval_batches(data_folder / SHARDS, split, {}, batch_size=batch_size)
+    predicted = luvit.predict(luvit.make_forward(model), params, batches, mesh)
+    results = score.score(
+        predicted["probability"],
+        truth,
+        mask,
+        list(examples["patient_id"]),
+        vocabulary,
+        replicates=config["replicates"],
+    )
+    _write_predictions(output / "predictions.parquet", examples, predicted, vocabulary)
+    run_config = record["config"]
+    info = {
+        "split": split,
+        "scored against": reference,
+        "policy": policies.POLICIES[run_config["policy"]["name"]].note,
+        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "seconds": seconds or {},
+        "config": run_config,
+    }
+    name = f"{run_config['model']['name']} {run_config['policy']['name']} seed {run_config['seed']}"
+    (output / "metrics.json").write_text(json.dumps({**results, "reference": reference}, indent=1, allow_nan=False))
+    (output / "table.md").write_text(table.format_markdown(results))
+    history = Journal(run_folder / "journal.jsonl", None)
+    rows = [{"step": e["step"], "train/loss": e["presence"]} for e in history.read("train")]
+    rows += [{"step": e["step"], "valid/mean AUROC": e["mean_auroc"]} for e in history.read("valid")]
+    rates, columns = _rates(record, vocabulary)
+    page.write_page(
+        output / "report.html",
+        f"LU-ViT on {run_config['data']['dataset']}: {split} split",
+        [page.Run(name, results, rows, info, rates, columns)],
+        lead=f"Scored against: {reference}.",
+    )
+    journal.say(f"\n{name}, {split} split, scored against: {reference}\n{table.format_text(results)}\n")
+    journal.say(f"page: {output / 'report.html'}")
+    means = {f"mean_{metric}": entry["value"] for metric, entry in results["mean"].items()}
+    return {"images": len(truth), "patients": results["patients"], **means}
+
+
+def _rates(record: dict[str, Any], vocabulary: findings_lib.Vocabulary) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The rates that the run trained on, for their histogram: [m] float32, and the finding of each."""
+    if "rgn" not in record["stages"]:
+        return None, None
+    path = pathlib.Path(record["stages"]["rgn"]) / "rates.parquet"
+    stored = sidecars.read(path, sidecars.RATES, vocabulary)
+    columns = np.array([vocabulary.index(f) for f in stored.column("finding").to_pylist()], np.int32)
+    return stored.column("rate").to_numpy(), columns
+
+
+def _write_predictions(
+    path: pathlib.Path,
+    examples: dict[str, np.ndarray],
+    predicted: dict[str, np.ndarray],
+    vocabulary: findings_lib.Vocabulary,
+) -> None:
+    """One row per image and finding: ids, probability, and the rate expected of a report."""
+    n, c = predicted["probability"].shape
+    columns = {name: np.repeat(examples[name], c) for name in ("image_id", "study_id", "patient_id")}
+    columns["finding"] = np.tile(np.array(vocabulary.findings), n)
+    columns |= {name: predicted[name].reshape(-1) for name in ("probability", "rate")}
+    temporary = path.with_name(path.name + ".partial")
+    pq.write_table(pa.table({**columns}), temporary)
+    temporary.replace(path)

@@ -1,0 +1,125 @@
+"""Coordinated groups of mentions ("atelectasis and effusion") and alternatives that share their probability.
+
+Heads are the mentions of a clause and the nouns that can be an alternative to one ("scarring", "artifact").
+"""
+
+import itertools
+from collections.abc import Sequence
+
+from repgls_jax.reports import lexicon as lexicon_lib
+from repgls_jax.reports.mentions import HEADS, Item
+
+# p of each of n alternatives (convention: about .5 each of two); "and/or" leaves more to each.
+_SHARE = {1: 0.5, 2: 0.5, 3: 0.38}
+_SHARE_MANY = 0.3
+_SHARE_AND_OR = 0.6
+# A cause named after one of these is no alternative to it: "opacity, atelectasis or pneumonia".
+_SIGNS = frozenset(("Lung Opacity",))
+
+_JOINTS = ("and", "or", "and_or", "comma")
+_TRANSPARENT = (*_JOINTS, "qualifier", "continue", "done", "subject")
+_ALTERNATIVE = ("or", "comma or", "and_or")
+_REACH = 9  # tokens between two heads of a group
+
+Link = tuple[str, Item | None]  # how two heads are joined, and the joining word; "" if they are not
+Share = tuple[float, Item, int]  # share of an alternative, the joining word, number of the set of alternatives
+
+
+def find(
+    items: Sequence[Item], tokens: Sequence[str], lexicon: lexicon_lib.Lexicon
+) -> tuple[dict[int, int], dict[int, Share]]:
+    """Groups and alternatives of a clause.
+
+    Returns:
+      head -> number of its group, and head -> share for the heads that are alternatives; heads are indices of items.
+    """
+    heads = [k for k, item in enumerate(items) if item.kind in HEADS]
+    links = [_link(items, a, b, tokens, lexicon) for a, b in itertools.pairwise(heads)]
+    _open_commas(links)
+    groups: dict[int, int] = {}
+    number = 0
+    for n, k in enumerate(heads):
+        number += n > 0 and not links[n - 1][0]
+        groups[k] = number
+    shares: dict[int, Share] = {}
+    _joined(items, heads, links, shares)
+    _lone(items, heads, tokens, shares)
+    return groups, shares
+
+
+def _link(items: Sequence[Item], left: int, right: int, tokens: Sequence[str], lexicon: lexicon_lib.Lexicon) -> Link:
+    """How two neighbouring heads are joined: "", "and", "or", "and_or", "comma", "comma and", "comma or"."""
+    if items[left].statement or items[right].statement or items[right].i - items[left].j > _REACH:
+        return "", None
+    joints: list[Item] = []
+    for item in items[left + 1 : right]:
+        firm = item.kind == "cue" and item.cue is not None and item.cue.category == "definite"
+        if item.kind not in _TRANSPARENT and not firm:
+            return "", None
+        if item.kind in _JOINTS:
+            joints.append(item)
+    if not joints:
+        return "", None
+    comma = "comma " if joints[0].kind == "comma" else ""
+    last = joints[-1]
+    if last.kind == "and_or":
+        return last.kind, last
+    if last.kind == "or":
+        return comma + last.kind, last
+    if last.j < len(tokens) and tokens[last.j] in lexicon.fresh:
+        return "", None
+    return (comma + last.kind if last.kind == "and" else last.kind), last
+
+
+def _open_commas(links: list[Link]) -> None:
+    """Cuts at commas outside lists: a comma alone joins nothing unless "and" or "or" closes its list later."""
+    closed = False
+    for n in range(len(links) - 1, -1, -1):
+        kind = links[n][0]
+        if kind == "comma":
+            if not closed:
+                links[n] = ("", None)
+        else:
+            closed = bool(kind)
+
+
+def _joined(items: Sequence[Item], heads: list[int], links: list[Link], shares: dict[int, Share]) -> None:
+    """Shares of heads joined by "or", "versus", "and/or", with the list before them."""
+    n = 0
+    while n < len(links):
+        end = n
+        while end < len(links) and links[end][0] in ("comma", *_ALTERNATIVE):
+            end += 1
+        first = n
+        if end > n and links[n][0] == "comma" and _is_sign(items[heads[n]]):
+            first += 1
+        joints = [link for link in links[first:end] if link[0] in _ALTERNATIVE]
+        if joints:
+            loose = any(kind == "and_or" for kind, _ in joints)
+            share = _SHARE_AND_OR if loose else _SHARE.get(end - first + 1, _SHARE_MANY)
+            word = joints[-1][1]
+            assert word is not None
+            shares.update(dict.fromkeys(heads[first : end + 1], (share, word, first)))
+        n = end + 1
+
+
+def _is_sign(item: Item) -> bool:
+    return item.kind == "mention" and len(item.findings) == 1 and not _SIGNS.isdisjoint(item.findings)
+
+
+def _lone(items: Sequence[Item], heads: list[int], tokens: Sequence[str], shares: dict[int, Share]) -> None:
+    """Alternatives whose other half is not in the vocabulary ("nodule versus vessel on end")."""
+    known = set(heads)
+    for k, item in enumerate(items):
+        if item.kind not in ("or", "and_or"):
+            continue
+        left = items[k - 1] if k - 1 in known else None
+        right = items[k + 1] if k + 1 in known and items[k + 1].i - item.j <= 3 else None
+        # A plain "or" must touch its mention; "versus" may stand behind a few words of place.
+        gap = 1 if tokens[item.i] == "or" else 4
+        cued = k + 1 < len(items) and items[k + 1].kind == "cue"
+        share = _SHARE_AND_OR if item.kind == "and_or" else _SHARE[2]
+        if left is not None and right is None and not cued and item.i - left.j <= gap:
+            shares.setdefault(k - 1, (share, item, -1 - k))
+        elif right is not None and k < heads[0] and tokens[item.i] == "versus":
+            shares.setdefault(k + 1, (share, item, -1 - k))

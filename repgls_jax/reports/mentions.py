@@ -1,0 +1,157 @@
+"""From matched phrases to the items of a clause: mentions, cues, links between them, and statements.
+
+A *statement* is a subject with a predicate ("heart size is within normal limits", "normal heart size"); it becomes a
+mention of the findings that the pair speaks of, with p 0 where the wording is normal.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+from repgls_jax.reports import lexicon as lexicon_lib
+from repgls_jax.reports import patterns
+
+# How far, in tokens, a predicate may stand from its subject.
+_AFTER, _BEFORE = 8, 3
+# Kinds that stand for a thing: what a cue governs and what "or" joins.
+HEADS = ("mention", "alternative")
+# Subjects that mostly say where a finding is, and words that make a place of any subject.
+_PLACES = frozenset(("lungs", "one lung", "pleura"))
+_PREPOSITIONS = frozenset(("in", "of", "at", "over", "within", "on", "to", "overlying", "behind", "near", "along"))
+# Words after which a subject that waits for its predicate is given up.
+_DROP_SUBJECT = frozenset(("with", "there", "since", "following", "adjacent", "overlying", "causing"))
+
+
+@dataclasses.dataclass(slots=True)
+class Item:
+    """One item of a clause.
+
+    Attributes:
+      kind: "mention", "alternative", "cue", "stop", "and", "or", "and_or", "comma", "qualifier", "continue", "done",
+        "subject" (of a statement of its own: "the heart border is not seen").
+      i, j: its tokens, half open.
+      cue: of kinds "cue", "or", "and_or".
+      findings: finding -> p as asserted (mentions only).
+      weak: the mention is a sign or a statement, not the finding's own name.
+      statement: the mention comes from a subject and a predicate.
+      qualifier: p left under negation, 0 if the item is no qualifier.
+      p, by: set by the scope pass: multiplier-free certainty and the deciding cue.
+    """
+
+    kind: str
+    i: int
+    j: int
+    cue: lexicon_lib.Cue | None = None
+    findings: dict[str, float] = dataclasses.field(default_factory=dict)
+    weak: bool = False
+    statement: bool = False
+    qualifier: float = 0.0
+
+
+def clauses(hits: Sequence[patterns.Hit], tokens: list[str], lexicon: lexicon_lib.Lexicon) -> list[list[Item]]:
+    """The clauses of a sentence, each as its items in text order; phrases that do not count are dropped."""
+    result: list[list[Item]] = []
+    current: list[patterns.Hit] = []
+    for k, hit in enumerate(hits):
+        following = hits[k + 1][0].cue if k + 1 < len(hits) else None
+        if hit[0].role == "break" and following is not None and following.direction == "backward":
+            continue  # "pneumonia is less likely but not excluded"
+        if hit[0].role == "break":
+            result.append(_clause(current, tokens, lexicon))
+            current = []
+        else:
+            current.append(hit)
+    result.append(_clause(current, tokens, lexicon))
+    return [items for items in result if any(item.kind == "mention" for item in items)]
+
+
+def _clause(hits: list[patterns.Hit], tokens: list[str], lexicon: lexicon_lib.Lexicon) -> list[Item]:
+    bound, used = _bind(hits, tokens, lexicon)
+    items: list[Item] = []
+    for k, (term, i, j) in enumerate(hits):
+        if k in bound:
+            items.extend(bound[k])
+        if k in used:
+            continue
+        if term.findings:
+            findings = dict.fromkeys(term.findings, term.weak)
+            items.append(Item("mention", i, j, findings=findings, weak=term.weak < 1))
+        elif term.role in ("or", "and_or"):
+            items.append(Item(term.role, i, j, cue=term.cue))
+        elif term.cue is not None:
+            items.append(Item("cue", i, j, cue=term.cue))
+        elif term.role in ("stop", "and", "comma", "alternative", "continue", "done"):
+            items.append(Item(term.role, i, j))
+        elif term.role == "subject" and term.name not in _PLACES and not _located(tokens, i):
+            items.append(Item("subject", i, j))
+        elif term.qualifier:
+            items.append(Item("qualifier", i, j, qualifier=term.qualifier))
+    return items
+
+
+def _located(tokens: list[str], i: int) -> bool:
+    """Whether a preposition stands shortly before token ``i``: "opacity in the left hilum"."""
+    return any(token in _PREPOSITIONS for token in tokens[max(0, i - 3) : i])
+
+
+def _bind(
+    hits: list[patterns.Hit], tokens: list[str], lexicon: lexicon_lib.Lexicon
+) -> tuple[dict[int, list[Item]], set[int]]:
+    """Pairs subjects with predicates.
+
+    Returns:
+      Mentions by the index of the later hit of their pair, and the indices of predicates that were used up.
+    """
+    bound: dict[int, list[Item]] = {}
+    used: set[int] = set()
+    waiting: list[int] = []  # subjects without a predicate yet
+    active: int | None = None  # a predicate that stands before its subjects
+    reach = 0  # where the active predicate's list has come to
+    verb = False
+
+    def pair(subject: int, predicate: int, at: int) -> None:
+        used.add(predicate)
+        findings = lexicon.statements.get((hits[subject][0].name, hits[predicate][0].name))
+        if findings:
+            i = min(hits[subject][1], hits[predicate][1])
+            j = max(hits[subject][2], hits[predicate][2])
+            item = Item("mention", i, j, findings=dict(findings), weak=True, statement=True)
+            bound.setdefault(at, []).append(item)
+
+    for k, (term, i, j) in enumerate(hits):
+        if term.role == "subject":
+            if active is not None and i - reach <= _BEFORE:
+                pair(k, active, k)
+                reach = j
+                if hits[active][0].name == "stable":
+                    waiting.append(k)
+            else:
+                active = None
+                waiting.append(k)
+                verb = False
+        elif term.role == "predicate":
+            following = hits[k + 1] if k + 1 < len(hits) else None
+            if following is not None and following[0].findings and following[1] == j:
+                continue  # "large effusion": the adjective belongs to the mention
+            ahead = following is not None and following[0].role == "subject" and following[1] - j <= 2
+            near = bool(waiting) and i - hits[waiting[-1]][2] <= _AFTER
+            if near and (verb or not ahead):
+                for subject in waiting:
+                    pair(subject, k, k)
+                if term.name != "stable":
+                    waiting = []
+                active = None
+            else:
+                waiting, active, reach = [], k, j
+        elif term.findings:
+            waiting, active = [], None
+        elif term.role == "stop":
+            active = None
+            verb = True
+            if tokens[i] in _DROP_SUBJECT:
+                waiting = []
+        elif active is not None and term.role in ("and", "comma"):
+            if term.role == "comma" and hits[active][0].name not in ("normal", "clear"):
+                active = None
+            else:
+                reach = j
+    return bound, used

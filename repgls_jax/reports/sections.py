@@ -1,0 +1,121 @@
+"""Sections of a report: which part describes, which concludes, and which does not count.
+
+History, indication, technique and the like name findings that nobody claims to see; they are left out. A field may
+hold headings of its own ("FINDINGS: ... IMPRESSION: ..."), on separate lines or run together.
+"""
+
+import re
+
+FINDINGS, IMPRESSION, OTHER, IGNORED = "findings", "impression", "other", "ignored"
+
+# Heading (lower-cased) -> section. A heading that is not listed changes nothing ("Heart: normal").
+HEADINGS = {
+    **dict.fromkeys(("findings", "finding", "report", "description", "chest findings", "results"), FINDINGS),
+    **dict.fromkeys(
+        (
+            "impression",
+            "impressions",
+            "conclusion",
+            "conclusions",
+            "opinion",
+            "summary",
+            "final impression",
+            "findings/impression",
+            "findings and impression",
+            "findings & impression",
+            "interpretation",
+        ),
+        IMPRESSION,
+    ),
+    **dict.fromkeys(
+        (
+            "history",
+            "clinical history",
+            "medical history",
+            "past medical history",
+            "clinical information",
+            "clinical indication",
+            "clinical data",
+            "clinical statement",
+            "indication",
+            "indications",
+            "indication for exam",
+            "reason for exam",
+            "reason for examination",
+            "reason for study",
+            "reason",
+            "presentation",
+            "technique",
+            "procedure",
+            "exam",
+            "examination",
+            "examinations",
+            "exams",
+            "study",
+            "type of examination",
+            "comparison",
+            "comparisons",
+            "comparison study",
+            "priors",
+            "recommendation",
+            "recommendations",
+            "recommendation(s)",
+            "notification",
+            "attestation",
+            "dose",
+            "contrast",
+            "views",
+            "diagnosis on admission",
+            "admitting diagnosis",
+        ),
+        IGNORED,
+    ),
+    **dict.fromkeys(("wet read", "addendum", "provisional findings", "preliminary report", "final report"), OTHER),
+}
+
+# A heading stands before a colon, at a line's start or after a sentence; or alone on its line, in capitals.
+_HEADING = re.compile(
+    r"(?:^|(?<=[\n.!?:]))[ \t_*]*\b([A-Za-z][A-Za-z /&()]{2,26}?)[ \t*]*:"
+    r"|(?:^|(?<=\n))[ \t]*([A-Z][A-Z /&]{3,24})[ \t]*(?=\n)"
+)
+# In capitals also inside running text.
+_INLINE = re.compile(r"(?<=\s)(FINDINGS|IMPRESSION|CONCLUSION|INDICATION|HISTORY|COMPARISON|TECHNIQUE)()[ \t]*:")
+_BLANK = re.compile(r"\n[ \t]*\n")
+
+
+def split(text: str, default: str) -> list[tuple[str, int, int]]:
+    """The sections of a field as ``(section, start, end)`` in text order.
+
+    Args:
+      text: the field.
+      default: section of text before any heading: "findings", "impression" or "other".
+
+    Returns:
+      Spans of sections that count; ignored ones are left out. A paragraph after an ignored section that has no
+      heading of its own counts as "other": free-style reports put the description there.
+    """
+    if ":" not in text and "\n" not in text:
+        return [(default, 0, len(text))]
+    matches = [*_HEADING.finditer(text), *_INLINE.finditer(text)]
+    named = [(m.start(), m.end(), " ".join((m.group(1) or m.group(2)).lower().split())) for m in matches]
+    known = sorted((start, end, HEADINGS[name]) for start, end, name in named if name in HEADINGS)
+    spans: list[tuple[str, int, int]] = []
+    section, begin = default, 0
+    for start, end, following in [*known, (len(text), len(text), OTHER)]:
+        if start < begin:
+            continue
+        _add(spans, section, text, begin, start)
+        section, begin = following, end
+    return spans
+
+
+def _add(spans: list[tuple[str, int, int]], section: str, text: str, begin: int, end: int) -> None:
+    if section == IGNORED:
+        # The ignored text ends at the first empty line that has text before it.
+        lead = begin + len(text[begin:end]) - len(text[begin:end].lstrip())
+        blank = _BLANK.search(text, lead, end)
+        if blank is None:
+            return
+        section, begin = OTHER, blank.end()
+    if text[begin:end].strip():
+        spans.append((section, begin, end))

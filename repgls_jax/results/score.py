@@ -1,0 +1,150 @@
+"""Scores predictions: the dictionary that ``metrics.json`` holds, from which table and page are made.
+
+  {"vocabulary": {"name", "version", "findings": [c names]},
+   "images": n, "patients": p,
+   "bootstrap": {"unit": "patient", "replicates", "seed", "level"},
+   "ece": {"bins", "kind"},
+   "findings": {finding: {"n", "positives", metric: {"value", "low", "high", "replicates"}, ...}},
+   "mean": {metric: {"value", "low", "high", "replicates", "findings": how many have a value}},
+   "curves": {finding: {"roc", "precision_recall", "reliability"}}}
+
+``n`` and ``positives`` count labelled images. A metric that is not defined is None (null in JSON), never 0.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from repgls_jax import findings as findings_lib
+from repgls_jax.results import bootstrap, curves, metrics
+
+Results = dict[str, Any]
+
+
+def check(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    mask: np.ndarray,
+    patient_ids: Sequence[str],
+    vocabulary: findings_lib.Vocabulary,
+) -> None:
+    """Raises one ValueError with everything that is wrong with the arguments of :func:`score`."""
+    shape = (len(patient_ids), len(vocabulary))
+    wrong = [
+        f"{name} has the shape {array.shape}; expected {shape} (patient_ids x findings)"
+        for name, array in (("probabilities", probabilities), ("labels", labels), ("mask", mask))
+        if array.shape != shape
+    ]
+    if not len(patient_ids):
+        wrong.append("there are no images; check the split and its filters")
+    if mask.dtype != np.bool_:
+        wrong.append(f"mask has the dtype {mask.dtype}; expected bool, True where a label counts")
+    if not wrong:
+        p, y = probabilities[mask], labels[mask]
+        outside = ~((p >= 0) & (p <= 1))  # NaN is outside as well
+        if outside.any():
+            wrong.append(
+                f"{outside.sum()} probabilities that count are outside [0, 1], the first {p[outside][0]}; "
+                "pass sigmoid(logits)"
+            )
+        other = ~np.isin(y, (0, 1))
+        if other.any():
+            wrong.append(
+                f"{other.sum()} labels that count are neither 0 nor 1, the first {y[other][0]}; "
+                "switch them off in the mask or resolve them first"
+            )
+    if wrong:
+        raise ValueError("cannot score these predictions: " + "; ".join(wrong))
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def entry_of(value: Any, found: bootstrap.Interval | None, *at: int) -> dict[str, Any]:
+    """A metric with its interval; ``at`` picks the finding."""
+    entry: dict[str, Any] = {"value": _number(value), "low": None, "high": None, "replicates": 0}
+    if found is not None and entry["value"] is not None:
+        low, high, kept = (v[at] for v in found)
+        entry |= {"low": _number(low), "high": _number(high), "replicates": int(kept)}
+    return entry
+
+
+def _curves(p: np.ndarray, y: np.ndarray) -> dict[str, Any]:
+    return {
+        "roc": curves.roc(p, y),
+        "precision_recall": curves.precision_recall(p, y),
+        "reliability": curves.reliability(p, y),
+    }
+
+
+def score(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    mask: np.ndarray,
+    patient_ids: Sequence[str],
+    vocabulary: findings_lib.Vocabulary,
+    *,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> Results:
+    """Scores predictions, with 95 % intervals from a bootstrap over patients.
+
+    Args:
+      probabilities: float [n, c] in [0, 1].
+      labels: [n, c] of 0 and 1; anything where the mask is off.
+      mask: bool [n, c], True where the label counts.
+      patient_ids: n ids.
+      vocabulary: the c findings.
+      replicates: bootstrap replicates; 0 leaves the intervals out.
+      seed: of the bootstrap. The same arguments give the same results.
+
+    Returns:
+      the dictionary described above, ready for ``json.dump(..., allow_nan=False)``.
+
+    Raises:
+      ValueError: shapes disagree, there is no image, a counted probability is not in [0, 1], or a counted
+        label is neither 0 nor 1. The message lists everything found.
+    """
+    probabilities, labels, mask = (np.asarray(a) for a in (probabilities, labels, mask))
+    check(probabilities, labels, mask, patient_ids, vocabulary)
+    scores, targets = (
+        np.where(mask, probabilities, 0).astype(np.float32),
+        np.where(mask, labels, 0).astype(np.int8),
+    )
+    _, patient = np.unique(np.asarray(patient_ids), return_inverse=True)
+    patients = int(patient.max()) + 1
+    values = {k: np.asarray(v) for k, v in metrics.measure(scores, targets, mask).items()}
+    drawn: dict[str, np.ndarray] = {}
+    if replicates:
+        key, patient = jax.random.key(seed), patient.astype(np.int32)
+        found = bootstrap.replicates(key, scores, targets, mask, patient, patients=patients, count=replicates)
+        drawn = {k: np.asarray(v) for k, v in found.items()}
+    intervals = {k: bootstrap.interval(v) for k, v in drawn.items()}
+    defined = {k: np.isfinite(v) for k, v in values.items()}
+    rows, drawings = {}, {}
+    for j, finding in enumerate(vocabulary.findings):
+        counted = mask[:, j]
+        rows[finding] = {"n": int(counted.sum()), "positives": int(targets[counted, j].sum())}
+        rows[finding] |= {k: entry_of(v[j], intervals.get(k), j) for k, v in values.items()}
+        drawings[finding] = _curves(scores[counted, j], targets[counted, j])
+    mean = {}
+    for name, value in values.items():
+        found_mean = bootstrap.interval(bootstrap.mean(drawn[name], defined[name])) if drawn else None
+        mean[name] = entry_of(metrics.macro(value)[0], found_mean) | {"findings": int(defined[name].sum())}
+    return {
+        "vocabulary": {
+            "name": vocabulary.name,
+            "version": vocabulary.version,
+            "findings": list(vocabulary.findings),
+        },
+        "images": len(patient_ids),
+        "patients": patients,
+        "bootstrap": {"unit": "patient", "replicates": replicates, "seed": seed, "level": bootstrap.LEVEL},
+        "ece": {"bins": metrics.BINS, "kind": "equal mass"},
+        "findings": rows,
+        "mean": mean,
+        "curves": drawings,
+    }

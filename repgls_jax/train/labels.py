@@ -1,0 +1,103 @@
+"""Label columns of a split: what reports and data set say of every example, ready to join with its image.
+
+Nothing is decided here; the four states stay apart, and a label policy reads them inside the step.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from repgls_jax import findings as findings_lib
+from repgls_jax import policies, rates, sidecars
+
+Columns = dict[str, np.ndarray]
+
+# The certainty of labels that come with a data set and carry no wording.
+_P_OF_STATE = {findings_lib.POSITIVE: 1.0, findings_lib.NEGATIVE: 0.0, findings_lib.UNCERTAIN: 0.5}
+
+
+def columns(
+    examples: Mapping[str, Any],
+    evidence: pa.Table | None,
+    vocabulary: findings_lib.Vocabulary,
+) -> Columns:
+    """States, certainties and which labels exist.
+
+    A study with a report is labelled by its evidence; one without, by the labels of the data set.
+
+    Args:
+      examples: of one split: ``study_id`` n strings, ``has_report`` [n] bool, ``labels`` [n, c] int8, ``observed``
+        [n, c] bool; of the phantom also ``truth`` [n, c] int8 and ``belief`` [n, c] float32.
+      evidence: from :func:`repgls_jax.sidecars.read`, or None for data without reports.
+      vocabulary: order of the findings.
+
+    Returns:
+      ``state`` [n, c] int8, ``p`` [n, c] float32 (NaN where not mentioned), ``observed`` [n, c] bool, and ``truth`` and
+      ``belief`` where the data has them.
+    """
+    state = examples["labels"].astype(np.int8)
+    p = np.full(state.shape, np.nan, np.float32)
+    for value, certainty in _P_OF_STATE.items():
+        p[state == value] = certainty
+    observed = examples["observed"].copy()
+    if evidence is not None:
+        ids = list(examples["study_id"])
+        told = np.asarray(examples["has_report"], bool)[:, None]
+        state = np.where(told, sidecars.as_array(evidence, "state", ids, vocabulary, findings_lib.NOT_MENTIONED), state)
+        p = np.where(told, sidecars.as_array(evidence, "p", ids, vocabulary, np.nan), p)
+        observed = observed | told
+    made = {"state": state.astype(np.int8), "p": p.astype(np.float32), "observed": observed}
+    return made | {name: examples[name] for name in ("truth", "belief") if name in examples}
+
+
+def with_rates(
+    made: Columns,
+    study_ids: list[str],
+    rates_table: pa.Table | None,
+    vocabulary: findings_lib.Vocabulary,
+    config: policies.PolicyConfig,
+    seed: int,
+) -> Columns:
+    """The columns with ``rate`` [n, c] float32 added as the policy asks, permuted if it says so.
+
+    Raises:
+      ValueError: the policy needs columns or rates that this data does not have.
+    """
+    policy = policies.POLICIES[config.name]
+    policies.require_columns(config.name, made)
+    if policy.rates == "":
+        return made
+    certainty = made["belief"] if policy.rates == "belief" else made["p"]
+    y, rate = rates.expert_rates(certainty, config.rho, config.r_blank)
+    if policy.rates == "rgn":
+        if rates_table is None:
+            raise ValueError(
+                f"policy {config.name!r} reads the RGN's rates, but this data has no reports to make them from; "
+                "choose a policy without, such as hard or constant"
+            )
+        rate = sidecars.as_array(rates_table, "rate", study_ids, vocabulary, np.nan)
+        rate = np.where(np.isnan(rate), config.r_blank, rate).astype(np.float32)
+    if policy.permuted:
+        rate = rates.permute(rate, y, ~np.isnan(made["p"]) & made["observed"], seed)
+    return made | {"rate": rate}
+
+
+def reference(made: Columns) -> tuple[np.ndarray, np.ndarray, str]:
+    """What predictions are scored against: the best that the data has.
+
+    Returns:
+      (labels [n, c] int8 in {0, 1}, mask [n, c] bool, name): the phantom's truth; else the labels that came with the
+      data, certain ones only; else what the reports say plainly, where a finding that is not mentioned counts as
+      absent and uncertain ones are left out.
+    """
+    if "truth" in made:
+        return made["truth"].astype(np.int8), np.ones(made["truth"].shape, bool), "truth"
+    mask = made["observed"] & (made["state"] != findings_lib.UNCERTAIN)
+    return (made["state"] == findings_lib.POSITIVE).astype(np.int8), mask, "labels or plain wording of the reports"
+
+
+def noisy_reference(made: Columns) -> tuple[np.ndarray, np.ndarray]:
+    """Labels such as training sees, for validation: y = 1[p >= 1/2], [n, c] int8, and mask [n, c] bool."""
+    return (np.nan_to_num(made["p"]) >= 0.5).astype(np.int8), made["observed"]

@@ -1,0 +1,161 @@
+"""Training the RGN under expert guidance, and the rates it gives to every study."""
+
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pyarrow.parquet as pq
+from jax import Array
+from jax.sharding import Mesh
+from scipy import stats
+
+from repgls_jax import findings as findings_lib
+from repgls_jax import sidecars
+from repgls_jax.data import wording as wording_lib
+from repgls_jax.models import rgn
+from repgls_jax.train import loop, sharding
+from repgls_jax.train.journal import Journal
+from repgls_jax.train.state import Batch, Params
+
+
+def make_loss(model: rgn.RGN, delta: float, ordering: float) -> Callable[..., Any]:
+    """The pure loss of expert guidance, see :func:`repgls_jax.models.rgn.guidance`."""
+
+    def loss(params: Params, batch: Batch, key: Array, step: Array) -> tuple[Array, dict[str, Array]]:
+        del step
+        drop, pair = jax.random.split(key)
+        predicted: Any = model.apply({"params": params}, batch, train=True, rngs={"dropout": drop})
+        shift = jax.random.randint(pair, (), 1, len(batch["expert"]))
+        terms = rgn.guidance(predicted, batch["expert"], batch["weight"], delta, ordering, shift)
+        return terms["loss"], {"huber": terms["huber"], "ordering": terms["ordering"]}
+
+    return loss
+
+
+def batches(wording: wording_lib.Wording, rows: np.ndarray, batch_size: int, seed: int) -> Callable[..., Any]:
+    """First step -> batches of ``wording.take`` from that step on; the same for any number of hosts."""
+    if not len(rows):
+        raise ValueError("no study of the training split has evidence; the RGN has nothing to learn from")
+    hosts, host = jax.process_count(), jax.process_index()
+    local = batch_size // hosts
+
+    def start(step: int) -> Iterator[dict[str, np.ndarray]]:
+        order = grain.MapDataset.source(rows).seed(seed).shuffle().repeat()[host::hosts]
+        return iter(order.batch(local, drop_remainder=True).map(wording.take)[step:].to_iter_dataset())
+
+    return start
+
+
+def predict(
+    apply: Callable[[Params, Batch], Array], params: Params, wording: wording_lib.Wording, mesh: Mesh, size: int = 256
+) -> np.ndarray:
+    """Rates [n, c] float32 of every study, computed in batches of ``size`` (rounded up to the devices)."""
+    size = -(-size // mesh.size) * mesh.size
+    n = len(wording.study_ids)
+    out = np.zeros(wording.expert.shape, np.float32)
+    for first in range(0, n, size):
+        rows = np.minimum(np.arange(first, first + size), n - 1)  # the last batch repeats its last row
+        batch = {name: values[rows] for name, values in wording.arrays.items()}
+        rates = np.asarray(apply(params, sharding.put_batch(batch, mesh)))
+        kept = min(size, n - first)
+        out[first : first + kept] = rates[:kept]
+    return out
+
+
+def agreement(predicted: np.ndarray, wording: wording_lib.Wording, rows: np.ndarray) -> dict[str, float]:
+    """How the rates follow the expert's on cues of the table: mean absolute error and Spearman correlation."""
+    known = wording.weight[rows] == 1
+    ours, theirs = predicted[rows][known], wording.expert[rows][known]
+    if len(ours) < 3 or np.ptp(theirs) == 0 or np.ptp(ours) == 0:
+        return {"rate_mae": float(np.abs(ours - theirs).mean()) if len(ours) else float("nan"), "spearman": 0.0}
+    return {"rate_mae": float(np.abs(ours - theirs).mean()), "spearman": float(stats.spearmanr(ours, theirs)[0])}
+
+
+def run(
+    config: ml_collections.ConfigDict,
+    vocabulary: findings_lib.Vocabulary,
+    reports_path: pathlib.Path,
+    evidence_path: pathlib.Path,
+    folder: pathlib.Path,
+    journal: Journal,
+    evidence_key: str,
+) -> dict[str, Any]:
+    """Trains the RGN on the training split and writes ``folder/rates.parquet`` for every study with evidence.
+
+    Args:
+      config: the settings of ``configs/rgn.py``.
+      vocabulary: order of the findings.
+      reports_path: ``reports.parquet`` of the data set.
+      evidence_path: ``evidence.parquet`` made from it.
+      folder: of the run.
+      journal: told of progress.
+      evidence_key: hash of the evidence, for the rates' provenance.
+
+    Returns:
+      Summary: studies, how the rates follow the expert's on the validation split.
+
+    Raises:
+      ValueError: no training study has evidence.
+    """
+    reports = pq.read_table(reports_path)
+    evidence = sidecars.read(evidence_path, sidecars.EVIDENCE, vocabulary)
+    wording = wording_lib.read(reports, evidence, vocabulary, config.length, config.bare_weight)
+    split_of = dict(zip(reports.column("study_id").to_pylist(), reports.column("split").to_pylist(), strict=True))
+    split = np.array([split_of[s] for s in wording.study_ids])
+    rows = {name: np.nonzero(split == name)[0] for name in ("train", "valid", "test")}
+    model = rgn.build(len(vocabulary), **config.model)
+    apply = jax.jit(lambda p, b: model.apply({"params": p}, b))
+    sample = {name: jnp.asarray(values[:1]) for name, values in wording.arrays.items()}
+    task = loop.Task(
+        name="rgn",
+        init=lambda key: model.init(key, sample)["params"],
+        loss=make_loss(model, config.delta, config.ordering),
+        batches=batches(wording, rows["train"], config.train.batch_size, config.train.seed),
+        validate=lambda params, mesh: agreement(predict(apply, params, wording, mesh), wording, rows["valid"]),
+        best="spearman",
+        meta={"model": dict(config.model), "vocabulary": vocabulary.name, "findings": list(vocabulary.findings)},
+    )
+    state, mesh = loop.train(task, config.train, folder, journal)
+    rates = predict(apply, state.params, wording, mesh)
+    # Evidence without a sentence, such as a rule's "No Finding", gives the network nothing to read.
+    unread = wording.mentioned & (wording.arrays["span"][..., 0] == wording.arrays["span"][..., 1])
+    rates = np.where(unread, wording.expert, rates)
+    _write(folder / "rates.parquet", rates, wording, vocabulary, evidence_key, folder.name)
+    known = {name: agreement(rates, wording, rows[name]) for name in ("valid", "test")}
+    return {
+        "studies": len(wording.study_ids),
+        "rates": int(wording.mentioned.sum()),
+        "sentences_cut": wording.cut,
+        **{f"{name}_{metric}": value for name, metrics in known.items() for metric, value in metrics.items()},
+    }
+
+
+def _write(
+    path: pathlib.Path,
+    rates: np.ndarray,
+    wording: wording_lib.Wording,
+    vocabulary: findings_lib.Vocabulary,
+    evidence_key: str,
+    version: str,
+) -> None:
+    """Writes the rates of mentioned findings; the rate of the others is the policy's ``r_blank``."""
+    studies, columns = np.nonzero(wording.mentioned)
+    n = len(studies)
+    sidecars.write(
+        path,
+        {
+            "study_id": [wording.study_ids[i] for i in studies],
+            "finding": [vocabulary.findings[k] for k in columns],
+            "rate": rates[studies, columns],
+            "labeller": ["rgn"] * n,
+            "version": [version] * n,
+            "evidence_hash": [evidence_key] * n,
+        },
+        sidecars.RATES,
+        vocabulary,
+    )

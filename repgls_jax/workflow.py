@@ -1,0 +1,189 @@
+"""The whole method as a chain of stages, each one folder on disk (see :mod:`repgls_jax.stages`).
+
+data        raw data set -> image shards, reports.parquet
+evidence    reports -> evidence.parquet
+rgn         reports, evidence -> RGN checkpoint, rates.parquet
+luvit       shards, evidence, rates -> LU-ViT checkpoint
+evaluation  checkpoint -> predictions.parquet, metrics.json, report.html
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import ml_collections
+import pyarrow as pa
+
+from repgls_jax import __version__, evaluate, sidecars, stages
+from repgls_jax import config as config_lib
+from repgls_jax import data as data_lib
+from repgls_jax import findings as findings_lib
+from repgls_jax.data import shards as shards_lib
+from repgls_jax.data.build import MANIFEST, REPORTS, SHARDS
+from repgls_jax.policies import POLICIES, PolicyConfig
+from repgls_jax.reports import extract as extract_lib
+from repgls_jax.stages import Done
+from repgls_jax.train import luvit, rgn
+from repgls_jax.train.journal import Journal
+
+# Raised when a stage's result changes for the same inputs, so that old folders are not taken for new ones.
+STAGE_VERSIONS = {"data": 1, "evidence": 1, "rgn": 1, "luvit": 1, "evaluation": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What training reads.
+
+    Attributes:
+      data: its folder holds ``set/shards``, ``set/reports.parquet`` and ``set/manifest.json``.
+      evidence: its folder holds ``evidence.parquet``; None when no study has a report.
+      rgn: its folder holds ``rates.parquet``; None when the policy does not read the RGN's rates.
+      vocabulary: order of the findings.
+    """
+
+    data: Done
+    evidence: Done | None
+    rgn: Done | None
+    vocabulary: findings_lib.Vocabulary
+
+    @property
+    def shards(self) -> pathlib.Path:
+        """Folder of the image shards."""
+        return self.data.folder / "set" / SHARDS
+
+    @property
+    def reports(self) -> pathlib.Path:
+        """File of the reports' texts."""
+        return self.data.folder / "set" / REPORTS
+
+    def evidence_table(self) -> pa.Table | None:
+        """The evidence, or None."""
+        path = self.evidence and self.evidence.folder / "evidence.parquet"
+        return path and sidecars.read(path, sidecars.EVIDENCE, self.vocabulary)
+
+    def rates_table(self) -> pa.Table | None:
+        """The RGN's rates, or None."""
+        path = self.rgn and self.rgn.folder / "rates.parquet"
+        return path and sidecars.read(path, sidecars.RATES, self.vocabulary)
+
+    def where(self) -> dict[str, str]:
+        """Folders of the stages, for a run's own record."""
+        done = {"data": self.data, "evidence": self.evidence, "rgn": self.rgn}
+        return {name: str(stage.folder) for name, stage in done.items() if stage}
+
+
+def _inputs(stage: str, **inputs: Any) -> dict[str, Any]:
+    return {"stage": STAGE_VERSIONS[stage], "package": __version__, **inputs}
+
+
+def prepare_data(config: ml_collections.ConfigDict, root: pathlib.Path, journal: Journal) -> Done:
+    """Builds the data set; bad input raises ValueError or FileNotFoundError that says what and where."""
+    options = config_lib.plain(config.data.options)
+    if "columns" in options:
+        options["columns"] = {role: column for role, column in options["columns"].items() if column is not None}
+    if options.get("source") == "":
+        raise ValueError(f"data={config.data.dataset} needs its folder; add source=DIR to the config arguments")
+    source = data_lib.dataset(config.data.dataset)(**options)
+
+    def work(folder: pathlib.Path) -> dict[str, Any]:
+        manifest = data_lib.build_source(source, folder / "set", overwrite=True, progress=journal.stream is not None)
+        counts = manifest["counts"]
+        images = {split: counts[split]["images"] for split in counts}
+        return {
+            **images,
+            "reports": sum(c["reports"] for c in counts.values()),
+            "quarantined": manifest["quarantine"]["count"],
+            "manifest": str(folder / "set" / MANIFEST),
+        }
+
+    inputs = _inputs("data", dataset=config.data.dataset, image_size=source.image_size, parameters=source.parameters())
+    return stages.run(root, "data", json.loads(json.dumps(inputs)), work, journal)
+
+
+def prepare(config: ml_collections.ConfigDict, root: pathlib.Path, journal: Journal) -> Prepared:
+    """The stages before LU-ViT: data, evidence and, where they are read, the RGN's rates."""
+    data = prepare_data(config, root, journal)
+    done = Prepared(data, None, None, shards_lib.vocabulary(data.folder / "set" / SHARDS))
+    if not data.summary["reports"]:
+        journal.say("[evidence] no study has a report: labels are those of the data set")
+        return done
+
+    backend = config.extract.backend
+    labeller = config_lib.choose("backend", backend, extract_lib.BACKENDS)(done.vocabulary).version
+
+    def extract(folder: pathlib.Path) -> dict[str, Any]:
+        # The journal's own line sums the stage up.
+        return extract_lib.extract(done.reports, folder / "evidence.parquet", done.vocabulary, backend)
+
+    inputs = _inputs("evidence", data=data.key, vocabulary=done.vocabulary.name, labeller=labeller)
+    done = dataclasses.replace(done, evidence=stages.run(root, "evidence", inputs, extract, journal))
+    if config.task != "rgn" and POLICIES[config.policy.name].rates != "rgn":
+        return done
+    return dataclasses.replace(done, rgn=_rates(config, done, root, journal))
+
+
+def _rates(config: ml_collections.ConfigDict, done: Prepared, root: pathlib.Path, journal: Journal) -> Done:
+    evidence = done.evidence
+    assert evidence is not None  # prepare() calls this only for data with reports
+
+    def work(folder: pathlib.Path) -> dict[str, Any]:
+        path = evidence.folder / "evidence.parquet"
+        return rgn.run(config.rgn, done.vocabulary, done.reports, path, folder, journal, evidence.key)
+
+    inputs = _inputs("rgn", evidence=evidence.key, config=config_lib.plain(config.rgn))
+    return stages.run(root, "rgn", inputs, work, journal)
+
+
+def train_luvit(config: ml_collections.ConfigDict, done: Prepared, root: pathlib.Path, journal: Journal) -> Done:
+    """Trains LU-ViT on what :func:`prepare` left."""
+    keys = {name: stage.key for name in ("data", "evidence", "rgn") if (stage := getattr(done, name))}
+    settings = {k: v for k, v in config_lib.plain(config).items() if k in ("seed", "model", "policy", "train")}
+
+    def work(folder: pathlib.Path) -> dict[str, Any]:
+        record = {
+            "config": config_lib.plain(config),
+            "stages": done.where(),
+            "vocabulary": dataclasses.asdict(done.vocabulary),
+        }
+        (folder / evaluate.RECORD).write_text(json.dumps(record, indent=1))
+        return luvit.run(
+            config, done.vocabulary, done.shards, done.evidence_table(), done.rates_table(), folder, journal
+        )
+
+    return stages.run(root, "luvit", _inputs("luvit", **keys, **settings), work, journal)
+
+
+def run(config: ml_collections.ConfigDict, root: pathlib.Path, journal: Journal) -> dict[str, Done]:
+    """Runs every stage that the config asks for, reusing what has been done with the same inputs.
+
+    Args:
+      config: of configs/luvit.py or configs/rgn.py.
+      root: folder of the stages.
+      journal: told what each stage does.
+
+    Returns:
+      Stage name -> what it left, in order.
+
+    Raises:
+      ValueError: a setting or the input data cannot be used; says which and what would be right.
+      FileNotFoundError: a file or folder that the config names does not exist.
+    """
+    if config.task not in ("luvit", "rgn"):
+        raise ValueError(f"task {config.task!r} is unknown; expected luvit or rgn")
+    PolicyConfig.of(config.policy)  # a bad policy should be told now, not after the data has been built
+    done = prepare(config, root, journal)
+    chain = {name: stage for name in ("data", "evidence", "rgn") if (stage := getattr(done, name))}
+    if config.task == "rgn":
+        if done.rgn is None:
+            raise ValueError("no study has a report, so there is nothing for the RGN to read")
+        return chain
+    trained = chain["luvit"] = train_luvit(config, done, root, journal)
+
+    def score(folder: pathlib.Path) -> dict[str, Any]:
+        took = {name: stage.seconds for name, stage in chain.items()}
+        return evaluate.run(trained.folder, folder, "test", config_lib.plain(config.evaluate), journal, took)
+
+    inputs = _inputs("evaluation", luvit=trained.key, evaluate=config_lib.plain(config.evaluate))
+    chain["evaluation"] = stages.run(root, "evaluation", inputs, score, journal)
+    return chain
