@@ -32,25 +32,13 @@ ARGUMENTS = {
 
 # What a run size sets. The learning rates are for AdamW at the batch size beside them.
 RUN_SIZES = {
-    "test": {"model": "demo/8", "image_size": 64, "phantom": 240, "epochs": 2.0, "batch": 32, "lr": 1e-3, "reps": 20},
-    "demo": {
-        "model": "demo/8",
-        "image_size": 64,
-        "phantom": 6000,
-        "epochs": 12.0,
-        "batch": 64,
-        "lr": 1e-3,
-        "reps": 1000,
-    },
-    "full": {
-        "model": "S/16",
-        "image_size": 224,
-        "phantom": 50000,
-        "epochs": 30.0,
-        "batch": 256,
-        "lr": 5e-4,
-        "reps": 1000,
-    },
+    "test": dict(model="tiny/16", image_size=64, studies=240, epochs=2.0, batch=32, learning_rate=1e-3, replicates=20),
+    "demo": dict(
+        model="demo/16", image_size=64, studies=6000, epochs=20.0, batch=32, learning_rate=1e-3, replicates=1000
+    ),
+    "full": dict(
+        model="S/16", image_size=224, studies=50000, epochs=30.0, batch=256, learning_rate=5e-4, replicates=1000
+    ),
 }
 
 
@@ -88,7 +76,7 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
     image_size = args.image_size or size["image_size"]
     # The seed of the data (of the phantom, and of splits that a table does not give) is not the run's: runs share data.
     datasets = {
-        "phantom": dataclasses.asdict(phantom.PhantomConfig(image_size=image_size)) | {"count": size["phantom"]},
+        "phantom": dataclasses.asdict(phantom.PhantomConfig(image_size=image_size)) | {"count": size["studies"]},
         "table": dict(
             source=args.source,
             table="",  # file within the source; empty takes the only one there
@@ -117,15 +105,15 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
     config.train = dict(
         epochs=args.epochs or size["epochs"],
         batch_size=size["batch"],
-        learning_rate=size["lr"],
+        learning_rate=size["learning_rate"],
         weight_decay=0.05,
         warmup=0.1,
         clip=1.0,
-        checkpoint_every=250,
+        checkpoint_every=500,
         mesh=args.mesh,
         augment=True,
     )
-    config.evaluate = dict(batch_size=128, replicates=size["reps"])
+    config.evaluate = dict(batch_size=128, replicates=size["replicates"])
     if args.size == "test":
         config.rgn.train.steps = 20
     return config

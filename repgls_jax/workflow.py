@@ -21,10 +21,11 @@ from repgls_jax import data as data_lib
 from repgls_jax import findings as findings_lib
 from repgls_jax.data import shards as shards_lib
 from repgls_jax.data.build import MANIFEST, REPORTS, SHARDS
+from repgls_jax.models import vit
 from repgls_jax.policies import POLICIES, PolicyConfig
 from repgls_jax.reports import extract as extract_lib
 from repgls_jax.stages import Done
-from repgls_jax.train import luvit, rgn
+from repgls_jax.train import luvit, rgn, sharding
 from repgls_jax.train.journal import Journal
 
 # Raised when a stage's result changes for the same inputs, so that old folders are not taken for new ones.
@@ -154,6 +155,23 @@ def train_luvit(config: ml_collections.ConfigDict, done: Prepared, root: pathlib
     return stages.run(root, "luvit", _inputs("luvit", **keys, **settings), work, journal)
 
 
+def check(config: ml_collections.ConfigDict) -> None:
+    """Refuses settings that would only fail after the data has been built.
+
+    Raises:
+      ValueError: names the setting and what would be right.
+    """
+    if config.task not in ("luvit", "rgn"):
+        raise ValueError(f"task {config.task!r} is unknown; expected luvit or rgn")
+    PolicyConfig.of(config.policy)
+    for preset in {config.train.mesh, config.rgn.train.mesh}:
+        config_lib.choose("mesh", preset, sharding.PRESETS)
+    _, patch = vit.parse_model(config.model.name)
+    side = config.data.options.image_size
+    if side % patch:
+        raise ValueError(f"images of {side} pixels do not divide into the patches of {config.model.name}")
+
+
 def run(config: ml_collections.ConfigDict, root: pathlib.Path, journal: Journal) -> dict[str, Done]:
     """Runs every stage that the config asks for, reusing what has been done with the same inputs.
 
@@ -169,9 +187,7 @@ def run(config: ml_collections.ConfigDict, root: pathlib.Path, journal: Journal)
       ValueError: a setting or the input data cannot be used; says which and what would be right.
       FileNotFoundError: a file or folder that the config names does not exist.
     """
-    if config.task not in ("luvit", "rgn"):
-        raise ValueError(f"task {config.task!r} is unknown; expected luvit or rgn")
-    PolicyConfig.of(config.policy)  # a bad policy should be told now, not after the data has been built
+    check(config)
     done = prepare(config, root, journal)
     chain = {name: stage for name in ("data", "evidence", "rgn") if (stage := getattr(done, name))}
     if config.task == "rgn":

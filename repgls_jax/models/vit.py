@@ -35,7 +35,8 @@ class Size:
 
 
 SIZES: dict[str, Size] = {
-    "demo": Size(96, 4, 4, 192, "conv"),
+    "tiny": Size(32, 1, 2, 64, "conv"),  # for tests
+    "demo": Size(128, 2, 4, 256, "conv"),
     "Ti": Size(192, 12, 3, 768),
     "S": Size(384, 12, 6, 1536),
     "B": Size(768, 12, 12, 3072),

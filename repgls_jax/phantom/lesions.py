@@ -314,19 +314,19 @@ PAINTERS: dict[str, Callable[[Chest, Place, float], Painted]] = {
 
 # Tuned so that the findings are about equally hard at 64 pixels: multiplies the contrast before a lesion is painted.
 GAIN = {
-    "Enlarged Cardiomediastinum": 0.75,
-    "Cardiomegaly": 0.75,
-    "Lung Opacity": 1.1,
-    "Lung Lesion": 1.8,
-    "Edema": 0.6,
-    "Consolidation": 1.0,
-    "Pneumonia": 1.0,
-    "Atelectasis": 1.5,
-    "Pneumothorax": 1.6,
-    "Pleural Effusion": 0.75,
-    "Pleural Other": 1.8,
-    "Fracture": 2.0,
-    "Support Devices": 1.2,
+    "Enlarged Cardiomediastinum": 1.1,
+    "Cardiomegaly": 1.1,
+    "Lung Opacity": 1.6,
+    "Lung Lesion": 4.0,
+    "Edema": 0.9,
+    "Consolidation": 1.6,
+    "Pneumonia": 1.6,
+    "Atelectasis": 2.8,
+    "Pneumothorax": 3.0,
+    "Pleural Effusion": 1.0,
+    "Pleural Other": 4.0,
+    "Fracture": 5.0,
+    "Support Devices": 2.2,
 }
 
 

@@ -52,16 +52,28 @@ def clauses(hits: Sequence[patterns.Hit], tokens: list[str], lexicon: lexicon_li
     result: list[list[Item]] = []
     current: list[patterns.Hit] = []
     for k, hit in enumerate(hits):
-        following = hits[k + 1][0].cue if k + 1 < len(hits) else None
-        if hit[0].role == "break" and following is not None and following.direction == "backward":
-            continue  # "pneumonia is less likely but not excluded"
-        if hit[0].role == "break":
+        if hit[0].role == "break" and not _goes_on(hits, k):
             result.append(_clause(current, tokens, lexicon))
             current = []
-        else:
+        elif hit[0].role != "break":
             current.append(hit)
     result.append(_clause(current, tokens, lexicon))
     return [items for items in result if any(item.kind == "mention" for item in items)]
+
+
+def _goes_on(hits: Sequence[patterns.Hit], k: int) -> bool:
+    """Whether what follows a clause break still speaks of the clause before it.
+
+    "Pneumonia is less likely but not excluded"; "lungs are hyperexpanded but otherwise clear".
+    """
+    rest = [hit for hit in hits[k + 1 : k + 4] if hit[0].role != "break"]
+    if not rest:
+        return False
+    cue = rest[0][0].cue
+    if cue is not None and cue.direction == "backward":
+        return True
+    own = len(rest) > 1 and rest[1][0].role == "subject" and rest[1][1] - rest[0][2] <= 2
+    return rest[0][0].role == "predicate" and not own
 
 
 def _clause(hits: list[patterns.Hit], tokens: list[str], lexicon: lexicon_lib.Lexicon) -> list[Item]:

@@ -36,6 +36,7 @@ class Reading:
     weak: int
     tokens: tuple[int, int]
     cue_tokens: tuple[int, int]
+    ceiling: float = 1.0  # p that the hedge alone gives; alternatives that name one finding twice add up to it
 
 
 def read(items: list[Item], tokens: list[str], lexicon: lexicon_lib.Lexicon) -> list[Reading]:
@@ -79,6 +80,7 @@ def _decide(
         by = min(hedges, key=_p)
         cue = by.cue
         p, cue_id, where = _hedged(base, _p(by)), cue.id if cue else "", (by.i, by.j)
+    ceiling = p
     if share is not None and base >= 0.3:
         part, link, _ = share
         shared = part * (0.8 + 0.2 * p) if cue else part * base
@@ -86,7 +88,7 @@ def _decide(
             p = shared
             if link.cue is not None and (cue is None or cue.p > part):
                 cue_id, where = link.cue.id, (link.i, link.j)
-    return Reading(finding, round(p, 4), cue_id, SIGN if item.weak else PLAIN, span, where)
+    return Reading(finding, round(p, 4), cue_id, SIGN if item.weak else PLAIN, span, where, ceiling)
 
 
 def _p(item: Item) -> float:
@@ -168,9 +170,12 @@ def _acts_forward(items: list[Item], k: int, tokens: list[str]) -> bool:
     cue, item = items[k].cue, items[k]
     assert cue is not None
     forward = cue.direction == "forward"
-    if cue.category in _NEGATIVE or cue.category == "ignored":
+    if cue.category in ("negated", "ignored"):
         return forward
     following = next((other for other in items[k + 1 :] if other.kind not in ("qualifier", "subject")), None)
+    if cue.category == "resolved" and not forward:  # "resolved effusion" against "effusion has resolved"
+        bare = not any(other.kind in HEADS for other in items[:k])
+        return bare and following is not None and following.kind in HEADS and following.i - item.j <= 3
     if not forward:
         return following is not None and following.kind in HEADS and following.i - item.j <= 5
     closed = item.j == len(tokens) or tokens[item.j] in _CLOSERS
@@ -224,7 +229,7 @@ def _merge_alternatives(
         key = (reading.finding, share[2]) if share is not None else None
         if key is not None and key in seen and reading.p > 0.1:
             first = seen[key]
-            first.p = min(1.0, round(first.p + reading.p, 4))
+            first.p = round(min(first.ceiling, reading.ceiling, first.p + reading.p), 4)
             continue
         if key is not None:
             seen[key] = reading

@@ -76,7 +76,7 @@ class Source:
         return ["study_id", *(field for field in engine_lib.FIELDS if field in names)]
 
     def _csv(self) -> Iterator[tuple[str, Report]]:
-        csv.field_size_limit(MAX_FIELD)
+        previous = csv.field_size_limit(MAX_FIELD)  # a setting of the whole process: put back at the end
         size = max(self.path.stat().st_size, 1)
         # surrogateescape marks bytes that are not UTF-8, so that only their row is lost.
         with (
@@ -97,6 +97,8 @@ class Source:
                 raise ValueError(
                     f"reports file {self.path}, line {rows.line_num}: {error}; write it as plain CSV"
                 ) from error
+            finally:
+                csv.field_size_limit(previous)
 
     def _parquet(self) -> Iterator[tuple[str, Report]]:
         try:

@@ -1,0 +1,208 @@
+"""The main job as a user runs it, small: all stages, reuse, a table of one's own, a kill, and bad input."""
+
+import json
+import os
+import pathlib
+import runpy
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from repgls_jax import evaluate, phantom, workflow
+from repgls_jax.findings import CHEXPERT
+from repgls_jax.results import metrics
+from repgls_jax.train import checkpoint, sharding
+from repgls_jax.train.journal import Journal
+
+ROOT = pathlib.Path(__file__).parents[1]
+STAGES = ["data", "evidence", "rgn", "luvit", "evaluation"]
+CANARY = "zyzzyva"
+
+
+def config(arguments: str, file: str = "luvit.py"):
+    return runpy.run_path(str(ROOT / "configs" / file))["get_config"](arguments)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def done(root):
+    return workflow.run(config("size=test"), root, Journal(stream=None))
+
+
+def test_every_stage_leaves_what_it_promises(done):
+    assert list(done) == STAGES
+    assert pq.read_table(done["evidence"].folder / "evidence.parquet").num_rows == done["evidence"].summary["rows"]
+    rates = pq.read_table(done["rgn"].folder / "rates.parquet").column("rate").to_numpy()
+    assert len(rates) == done["rgn"].summary["rates"] and np.all(np.abs(rates) < 1)
+    results = json.loads((done["evaluation"].folder / "metrics.json").read_text())
+    assert results["reference"] == "truth" and set(results["mean"]) == set(metrics.METRICS)
+    page = (done["evaluation"].folder / "report.html").read_text()
+    assert "Pneumothorax" in page
+    predictions = pq.read_table(done["evaluation"].folder / "predictions.parquet")
+    assert predictions.num_rows == done["data"].summary["test"] * len(CHEXPERT)
+
+
+def test_a_second_run_reuses_everything_and_another_policy_only_trains_anew(done, root):
+    again = workflow.run(config("size=test"), root, Journal(stream=None))
+    assert all(stage.reused for stage in again.values())
+    other = workflow.run(config("size=test,policy=permuted"), root, Journal(stream=None))
+    assert {name: stage.reused for name, stage in other.items()} == {
+        "data": True,
+        "evidence": True,
+        "luvit": False,
+        "evaluation": False,
+    }
+    rgn = workflow.run(config("size=test", "rgn.py"), root, Journal(stream=None))
+    assert list(rgn) == STAGES[:3] and rgn["rgn"].reused
+
+
+def test_report_text_stays_where_it_is(done):
+    reports = pq.read_table(done["data"].folder / "set" / "reports.parquet")
+    sentences = {text[:40] for field in ("findings", "report") for text in reports.column(field).to_pylist() if text}
+    kept_out = [done[name].folder for name in STAGES[1:]] + [done["data"].folder / "set" / "shards"]
+    for file in (f for folder in kept_out for f in folder.rglob("*") if f.is_file()):
+        content = file.read_bytes()
+        assert not any(sentence.encode() in content for sentence in sentences), file
+
+
+def table(folder: pathlib.Path, n: int = 60) -> pathlib.Path:
+    """A user's folder: phantom films as PNG, a CSV with a note for each, two broken images."""
+    folder.mkdir()
+    rows = []
+    for i in range(n):
+        study = phantom.generate(phantom.PhantomConfig(), i)
+        Image.fromarray(study["image"]).save(folder / f"{i}.png")
+        note = " ".join(study[f] for f in ("findings", "impression", "report")) + f" {CANARY}."
+        rows.append({"image": f"{i}.png", "patient": study["patient_id"], "report": note})
+    for i in (3, 9):
+        (folder / f"{i}.png").write_bytes(b"not an image")
+    pa.csv.write_csv(pa.Table.from_pylist(rows), folder / "films.csv")
+    return folder
+
+
+def test_a_table_of_ones_own(tmp_path, capsys):
+    source = table(tmp_path / "mine")
+    chain = workflow.run(config(f"size=test,data=table,source={source},epochs=4"), tmp_path / "runs", Journal())
+    assert list(chain) == STAGES
+    assert chain["data"].summary["quarantined"] == 2
+    results = json.loads((chain["evaluation"].folder / "metrics.json").read_text())
+    assert "wording" in results["reference"]
+    seen = capsys.readouterr()
+    assert CANARY not in seen.out + seen.err
+    for stage in STAGES[1:]:
+        for file in (f for f in chain[stage].folder.rglob("*") if f.is_file()):
+            assert CANARY.encode() not in file.read_bytes(), file
+
+
+def run(*arguments: str, **changes: str) -> subprocess.Popen:
+    env = os.environ | {"XLA_FLAGS": "", "PYTHONUNBUFFERED": "1"} | changes
+    command = [sys.executable, *arguments]
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def final_state(folder: pathlib.Path) -> dict:
+    kept = checkpoint.Checkpoints(folder / "checkpoints")
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    state = jax.device_get(kept.restore_params(mesh))
+    kept.close()
+    return state
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_ends_bitwise_the_same(done, root, tmp_path):
+    """SIGKILL in the middle of training, in a real process; the rest is the user's own command."""
+    command = ["launch/train.py", "--config=configs/luvit.py:size=test,epochs=5", "--config.train.checkpoint_every=4"]
+    for name in STAGES[:3]:  # the stages before are shared
+        (tmp_path / done[name].folder.name).symlink_to(done[name].folder)
+    first = run(*command, f"--workdir={tmp_path}")
+    journals: list[pathlib.Path] = []
+    for _ in range(1200):
+        journals = [*tmp_path.glob("luvit-*/journal.jsonl")]
+        if journals and any(e["step"] >= 14 for e in Journal(journals[0]).read("train")):
+            break
+        assert first.poll() is None, first.communicate()[0]
+        time.sleep(0.1)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    told = Journal(journals[0]).read("train")
+    killed = journals[0].parent
+    assert 14 <= told[-1]["step"] < 29 and not (killed / "stage.json").exists()
+    second = run(*command, f"--workdir={tmp_path}")
+    text = second.communicate()[0]
+    assert second.returncode == 0 and "resumed at step" in text, text
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    for name in STAGES[:3]:
+        (whole / done[name].folder.name).symlink_to(done[name].folder)
+    third = run(*command, f"--workdir={whole}")
+    assert third.wait() == 0
+    undisturbed = whole / killed.name
+    jax.tree.map(np.testing.assert_array_equal, final_state(killed), final_state(undisturbed))
+    # Every step is told once, and with the same loss.
+    entries = [
+        [(e["step"], e["loss"]) for e in Journal(f / "journal.jsonl").read("train")] for f in (killed, undisturbed)
+    ]
+    assert entries[0] == entries[1] and [s for s, _ in entries[0]] == list(range(1, 30))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("polcy=rgn", r"'polcy' is unknown; expected one of data, epochs"),
+        ("seed=x", r"seed='x' is not of type int"),
+        ("policy", r"'policy' has no value"),
+        ("seed=1,seed=2", "given twice"),
+        ("size=huge", r"size='huge'; expected one of test, demo, full"),
+        ("data=mimic", r"data='mimic'; expected one of phantom, table"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        config(arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ("policy=rgnn", ValueError, r"policy name 'rgnn': expected one of u_ones"),
+        ("data=table", ValueError, "source=DIR"),
+        ("data=table,source=/nowhere/at/all", FileNotFoundError, "/nowhere/at/all"),
+        ("model=S/12", ValueError, "S/12"),
+        ("mesh=pp", ValueError, "mesh='pp'"),
+    ],
+)
+def test_bad_settings_are_told_before_work_is_done(arguments, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        workflow.run(config(f"size=test,{arguments}"), tmp_path, Journal(stream=None))
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_checkpoint_and_run(done, tmp_path):
+    settings = {"batch_size": 32, "replicates": 0}
+    with pytest.raises(FileNotFoundError, match=r"run\.json; expected the folder of a LU-ViT run"):
+        evaluate.run(tmp_path, tmp_path, "test", settings, Journal(stream=None))
+    (tmp_path / "run.json").write_text((done["luvit"].folder / "run.json").read_text())
+    with pytest.raises(FileNotFoundError, match="holds no folder 'checkpoints'"):
+        evaluate.run(tmp_path, tmp_path, "test", settings, Journal(stream=None))
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(FileNotFoundError, match="no checkpoint in"):
+        evaluate.run(tmp_path, tmp_path, "test", settings, Journal(stream=None))
+
+
+def test_commands_end_with_the_message_and_no_traceback():
+    process = run("launch/train.py", "--config=configs/luvit.py:size=test,data=table,source=/nowhere/at/all")
+    text = process.communicate()[0]
+    assert process.returncode == 1 and "error: " in text and "/nowhere/at/all" in text and "Traceback" not in text
