@@ -46,14 +46,14 @@ def rgn() -> ml_collections.ConfigDict:
     """Settings of the Rate Generation Network and of its training."""
     return ml_collections.ConfigDict(
         dict(
-            length=96,  # words of a study's sentences about findings
+            length=160,  # words of a study's sentences about findings
             bare_weight=0.1,  # of mentions without a cue: the expert says nothing of them, most are assertions
             delta=0.1,  # Huber threshold, in rates
             ordering=1.0,  # weight of the ordering hinge
             model=dict(width=64, depth=1, heads=4, evidence=False, evidence_dropout=0.5, dropout=0.1),
             train=dict(
                 steps=400,
-                batch_size=64,
+                batch_size=32,
                 learning_rate=2e-3,
                 weight_decay=0.01,
                 warmup=0.1,

@@ -19,6 +19,7 @@ from repgls_jax.results import page, score, table
 from repgls_jax.train import checkpoint, labels, luvit, sharding
 from repgls_jax.train.journal import Journal
 
+PREDICTIONS = "predictions.parquet"
 RECORD = "run.json"  # what a training run says of itself: config, stage folders, vocabulary
 
 
@@ -91,7 +92,7 @@ def run(
         vocabulary,
         replicates=config["replicates"],
     )
-    _write_predictions(output / "predictions.parquet", examples, predicted, vocabulary)
+    _write_predictions(output / PREDICTIONS, examples, predicted, truth, mask, vocabulary)
     run_config = record["config"]
     info = {
         "split": split,
@@ -134,13 +135,16 @@ def _write_predictions(
     path: pathlib.Path,
     examples: dict[str, np.ndarray],
     predicted: dict[str, np.ndarray],
+    truth: np.ndarray,
+    mask: np.ndarray,
     vocabulary: findings_lib.Vocabulary,
 ) -> None:
-    """One row per image and finding: ids, probability, and the rate expected of a report."""
+    """One row per image and finding: ids, probability, the rate expected of a report, and the label (null: none)."""
     n, c = predicted["probability"].shape
     columns = {name: np.repeat(examples[name], c) for name in ("image_id", "study_id", "patient_id")}
     columns["finding"] = np.tile(np.array(vocabulary.findings), n)
     columns |= {name: predicted[name].reshape(-1) for name in ("probability", "rate")}
+    label = pa.array(truth.reshape(-1), pa.int8(), mask=~mask.reshape(-1))
     temporary = path.with_name(path.name + ".partial")
-    pq.write_table(pa.table({**columns}), temporary)
+    pq.write_table(pa.table({**columns, "label": label}), temporary)
     temporary.replace(path)

@@ -45,7 +45,8 @@ class PhantomSource:
         if count < 1 or (workers is not None and workers < 0):
             raise ValueError(f"count is {count}, workers {workers}; expected count >= 1 and workers >= 0")
         # JSON knows no tuples, and the config must be hashable.
-        self._config = PhantomConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
+        hashable: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+        self._config = PhantomConfig(**hashable)
         self._count = count
         self._workers = parallel.cores() if workers is None else workers
         self._pool: futures.ProcessPoolExecutor | None = None

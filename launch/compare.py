@@ -1,0 +1,87 @@
+"""Trains the same network under several label policies and seeds, and compares them on the test split.
+
+    python launch/compare.py --config=configs/luvit.py --policies=u_ones,expert,rgn --seeds=0,1,2 --output=results
+
+Every run is a stage of the work directory, so an interrupted comparison goes on where it stopped. Writes compare.json
+and compare.md to --output.
+"""
+
+import json
+import pathlib
+
+import numpy as np
+import pyarrow.parquet as pq
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from repgls_jax import evaluate, policies, workflow
+from repgls_jax.data import shards
+from repgls_jax.results import compare
+from repgls_jax.train.journal import Journal
+
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/luvit.py", "config file, with arguments after a colon")
+_WORKDIR = flags.DEFINE_string("workdir", "runs", "folder of the stages")
+_POLICIES = flags.DEFINE_list("policies", list(policies.POLICIES), "label policies; the first is the baseline")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "seeds of the runs")
+_OUTPUT = flags.DEFINE_string("output", None, "folder to write to", required=True)
+
+
+def markdown(rows: dict, seeds: int) -> str:
+    """The comparison as a Markdown table."""
+
+    def interval(entry: dict, signed: bool = False) -> str:
+        form = "{:+.4f} [{:+.4f}, {:+.4f}]" if signed else "{:.4f} [{:.4f}, {:.4f}]"
+        return form.format(entry["value"], entry["low"], entry["high"])
+
+    baseline = next(iter(rows))
+    lines = [
+        f"| policy | mean AUROC | sd over {seeds} seeds | difference from {baseline} | AUPRC | Brier | ECE |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for arm, row in rows.items():
+        auroc = row["auroc"]
+        spread = np.std(auroc["seeds"], ddof=1) if seeds > 1 else float("nan")
+        cells = [arm, interval(auroc), f"{spread:.4f}", interval(auroc["difference"], signed=True)]
+        cells += [f"{row[m]['value']:.4f}" for m in ("auprc", "brier", "ece")]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str]) -> None:
+    """Runs what is missing, then compares."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)
+    journal, output = Journal(), pathlib.Path(_OUTPUT.value)
+    output.mkdir(parents=True, exist_ok=True)
+    folders: dict[str, list[pathlib.Path]] = {policy: [] for policy in _POLICIES.value}
+    try:
+        for seed in _SEEDS.value:
+            for policy in _POLICIES.value:
+                config = _CONFIG.value.copy_and_resolve_references()
+                config.seed, config.policy.name = int(seed), policy
+                journal.say(f"\n== {policy}, seed {seed}")
+                chain = workflow.run(config, pathlib.Path(_WORKDIR.value), journal)
+                folders[policy].append(chain["evaluation"].folder)
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"error: {error}") from None
+    vocabulary = shards.vocabulary(chain["data"].folder / "set" / "shards")
+    shape = (-1, len(vocabulary))
+    tables = {arm: [pq.read_table(f / evaluate.PREDICTIONS) for f in ran] for arm, ran in folders.items()}
+    one = next(iter(tables.values()))[0]
+    label = one.column("label").to_numpy(zero_copy_only=False).astype(np.float32).reshape(shape)
+    rows = compare.arms(
+        {arm: [t.column("probability").to_numpy().reshape(shape) for t in ran] for arm, ran in tables.items()},
+        _POLICIES.value[0],
+        np.nan_to_num(label).astype(np.int8),
+        ~np.isnan(label),
+        one.column("patient_id").to_pylist()[:: len(vocabulary)],
+        vocabulary,
+    )
+    (output / "compare.json").write_text(json.dumps(rows, indent=1, allow_nan=False))
+    (output / "compare.md").write_text(markdown(rows, len(_SEEDS.value)))
+    journal.say("\n" + markdown(rows, len(_SEEDS.value)))
+
+
+if __name__ == "__main__":
+    app.run(main)
