@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from clu import parameter_overview
 
 from repgls_jax import findings as findings_lib
 from repgls_jax import policies, sidecars
@@ -80,7 +81,7 @@ def run(
         pathlib.Path(evidence_folder) / "evidence.parquet", sidecars.EVIDENCE, vocabulary
     )
     made = labels.columns(examples, evidence or None, vocabulary)
-    truth, mask, reference = labels.reference(made)
+    truth, mask, reference = labels.reference(made, examples["has_report"])
     batch_size = -(-config["batch_size"] // mesh.size) * mesh.size
     batches = pipeline.eval_batches(data_folder / SHARDS, split, {}, batch_size=batch_size)
     predicted = luvit.predict(luvit.make_forward(model), params, batches, mesh)
@@ -98,9 +99,9 @@ def run(
         "split": split,
         "scored against": reference,
         "policy": policies.POLICIES[run_config["policy"]["name"]].note,
-        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "parameters": parameter_overview.count_parameters(params),
         "seconds": seconds or {},
-        "config": run_config,
+        "config": _shown(run_config),
     }
     name = f"{run_config['model']['name']} {run_config['policy']['name']} seed {run_config['seed']}"
     (output / "metrics.json").write_text(json.dumps({**results, "reference": reference}, indent=1, allow_nan=False))
@@ -119,6 +120,15 @@ def run(
     journal.say(f"page: {output / 'report.html'}")
     means = {f"mean_{metric}": entry["value"] for metric, entry in results["mean"].items()}
     return {"images": len(truth), "patients": results["patients"], **means}
+
+
+def _shown(config: dict[str, Any]) -> dict[str, Any]:
+    """The config for the page, which takes no key named "report": a table's columns as "role=column"."""
+    options = config["data"]["options"]
+    if "columns" in options:
+        columns = [f"{role}={column}" for role, column in options["columns"].items() if column is not None]
+        config = {**config, "data": {**config["data"], "options": {**options, "columns": columns}}}
+    return config
 
 
 def _rates(record: dict[str, Any], vocabulary: findings_lib.Vocabulary) -> tuple[np.ndarray | None, np.ndarray | None]:

@@ -62,11 +62,12 @@ def test_rates_by_policy():
 
 def test_reference_prefers_truth_and_leaves_doubt_out():
     made = labels.columns(examples(), evidence([("a", "Edema", -1, 0.7)]), CHEXPERT)
-    y, mask, name = labels.reference(made)
+    told = examples()["has_report"]
+    y, mask, name = labels.reference(made, told)
     assert not mask[0, CHEXPERT.index("Edema")] and mask[0, 0] and "wording" in name
     assert y[1, 2] == 1 and mask[1].sum() == 1
     truth = np.ones((3, C), np.int8)
-    y, mask, name = labels.reference(made | {"truth": truth})
+    y, mask, name = labels.reference(made | {"truth": truth}, told)
     assert name == "truth" and mask.all() and y.all()
 
 

@@ -86,7 +86,7 @@ def table(folder: pathlib.Path, n: int = 60) -> pathlib.Path:
         study = phantom.generate(phantom.PhantomConfig(), i)
         Image.fromarray(study["image"]).save(folder / f"{i}.png")
         note = " ".join(study[f] for f in ("findings", "impression", "report")) + f" {CANARY}."
-        rows.append({"image": f"{i}.png", "patient": study["patient_id"], "report": note})
+        rows.append({"image": f"{i}.png", "patient": study["patient_id"], "notes of the case": note})
     for i in (3, 9):
         (folder / f"{i}.png").write_bytes(b"not an image")
     pa.csv.write_csv(pa.Table.from_pylist(rows), folder / "films.csv")
@@ -95,11 +95,14 @@ def table(folder: pathlib.Path, n: int = 60) -> pathlib.Path:
 
 def test_a_table_of_ones_own(tmp_path, capsys):
     source = table(tmp_path / "mine")
-    chain = workflow.run(config(f"size=test,data=table,source={source},epochs=4"), tmp_path / "runs", Journal())
+    settings = config(f"size=test,data=table,source={source},epochs=4")
+    settings.data.options.columns.report = "notes of the case"
+    chain = workflow.run(settings, tmp_path / "runs", Journal())
     assert list(chain) == STAGES
     assert chain["data"].summary["quarantined"] == 2
     results = json.loads((chain["evaluation"].folder / "metrics.json").read_text())
     assert "wording" in results["reference"]
+    assert "report=notes of the case" in (chain["evaluation"].folder / "report.html").read_text()
     seen = capsys.readouterr()
     assert CANARY not in seen.out + seen.err
     for stage in STAGES[1:]:

@@ -84,8 +84,12 @@ def with_rates(
     return made | {"rate": rate}
 
 
-def reference(made: Columns) -> tuple[np.ndarray, np.ndarray, str]:
+def reference(made: Columns, has_report: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
     """What predictions are scored against: the best that the data has.
+
+    Args:
+      made: from :func:`columns`.
+      has_report: [n] bool.
 
     Returns:
       (labels [n, c] int8 in {0, 1}, mask [n, c] bool, name): the phantom's truth; else the labels that came with the
@@ -95,7 +99,11 @@ def reference(made: Columns) -> tuple[np.ndarray, np.ndarray, str]:
     if "truth" in made:
         return made["truth"].astype(np.int8), np.ones(made["truth"].shape, bool), "truth"
     mask = made["observed"] & (made["state"] != findings_lib.UNCERTAIN)
-    return (made["state"] == findings_lib.POSITIVE).astype(np.int8), mask, "labels or plain wording of the reports"
+    told, given = "the plain wording of the reports", "the labels of the data set"
+    name = (
+        told if np.all(has_report) else given if not np.any(has_report) else f"{told}, or {given} where there is none"
+    )
+    return (made["state"] == findings_lib.POSITIVE).astype(np.int8), mask, name
 
 
 def noisy_reference(made: Columns) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from clu import parameter_overview
 from jax.sharding import Mesh
 
 from repgls_jax.train import checkpoint, sharding
@@ -76,6 +77,8 @@ def train(
     shapes = jax.eval_shape(fresh)
     shardings = sharding.shard_state(shapes, mesh, config.mesh)
     log = journal.at(folder / "journal.jsonl")
+    count = parameter_overview.count_parameters(shapes.params)
+    journal.say(f"  {task.name}: {count:,} parameters, {mesh.size} device(s), preset {config.mesh}")
     checkpoints = checkpoint.Checkpoints(folder / "checkpoints", best=task.best)
     try:
         start = checkpoints.latest()

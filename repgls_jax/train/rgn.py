@@ -52,25 +52,28 @@ def batches(wording: wording_lib.Wording, rows: np.ndarray, batch_size: int, see
 
 
 def predict(
-    apply: Callable[[Params, Batch], Array], params: Params, wording: wording_lib.Wording, mesh: Mesh, size: int = 256
+    apply: Callable[[Params, Batch], Array],
+    params: Params,
+    wording: wording_lib.Wording,
+    rows: np.ndarray,
+    mesh: Mesh,
+    size: int = 256,
 ) -> np.ndarray:
-    """Rates [n, c] float32 of every study, computed in batches of ``size`` (rounded up to the devices)."""
+    """Rates [len(rows), c] float32 of some studies, computed in batches of ``size`` (rounded up to the devices)."""
     size = -(-size // mesh.size) * mesh.size
-    n = len(wording.study_ids)
-    out = np.zeros(wording.expert.shape, np.float32)
-    for first in range(0, n, size):
-        rows = np.minimum(np.arange(first, first + size), n - 1)  # the last batch repeats its last row
-        batch = {name: values[rows] for name, values in wording.arrays.items()}
+    out = np.zeros((len(rows), wording.expert.shape[1]), np.float32)
+    for first in range(0, len(rows), size):
+        chosen = rows[np.minimum(np.arange(first, first + size), len(rows) - 1)]  # the last row fills the last batch
+        batch = {name: values[chosen] for name, values in wording.arrays.items()}
         rates = np.asarray(apply(params, sharding.put_batch(batch, mesh)))
-        kept = min(size, n - first)
-        out[first : first + kept] = rates[:kept]
+        out[first : first + size] = rates[: len(rows) - first]
     return out
 
 
 def agreement(predicted: np.ndarray, wording: wording_lib.Wording, rows: np.ndarray) -> dict[str, float]:
-    """How the rates follow the expert's on cues of the table: mean absolute error and Spearman correlation."""
+    """How rates [len(rows), c] follow the expert's on cues of the table: mean absolute error, Spearman correlation."""
     known = wording.weight[rows] == 1
-    ours, theirs = predicted[rows][known], wording.expert[rows][known]
+    ours, theirs = predicted[known], wording.expert[rows][known]
     if len(ours) < 3 or np.ptp(theirs) == 0 or np.ptp(ours) == 0:
         return {"rate_mae": float(np.abs(ours - theirs).mean()) if len(ours) else float("nan"), "spearman": 0.0}
     return {"rate_mae": float(np.abs(ours - theirs).mean()), "spearman": float(stats.spearmanr(ours, theirs)[0])}
@@ -116,17 +119,19 @@ def run(
         init=lambda key: model.init(key, sample)["params"],
         loss=make_loss(model, config.delta, config.ordering),
         batches=batches(wording, rows["train"], config.train.batch_size, config.train.seed),
-        validate=lambda params, mesh: agreement(predict(apply, params, wording, mesh), wording, rows["valid"]),
+        validate=lambda params, mesh: agreement(
+            predict(apply, params, wording, rows["valid"], mesh), wording, rows["valid"]
+        ),
         best="spearman",
         meta={"model": dict(config.model), "vocabulary": vocabulary.name, "findings": list(vocabulary.findings)},
     )
     state, mesh = loop.train(task, config.train, folder, journal)
-    rates = predict(apply, state.params, wording, mesh)
+    rates = predict(apply, state.params, wording, np.arange(len(split)), mesh)
     # Evidence without a sentence, such as a rule's "No Finding", gives the network nothing to read.
     unread = wording.mentioned & (wording.arrays["span"][..., 0] == wording.arrays["span"][..., 1])
     rates = np.where(unread, wording.expert, rates)
     _write(folder / "rates.parquet", rates, wording, vocabulary, evidence_key, folder.name)
-    known = {name: agreement(rates, wording, rows[name]) for name in ("valid", "test")}
+    known = {name: agreement(rates[rows[name]], wording, rows[name]) for name in ("valid", "test")}
     return {
         "studies": len(wording.study_ids),
         "rates": int(wording.mentioned.sum()),
