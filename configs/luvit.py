@@ -20,7 +20,8 @@ from repgls_jax.data import columns
 ARGUMENTS = {
     "data": "phantom",  # data set: phantom or table
     "source": "",  # folder of the data set; the phantom needs none
-    "findings": "chexpert",  # vocabulary
+    "table": "",  # the table's file within the source; empty takes the only one there
+    "findings": "",  # vocabulary of a table; empty for chexpert
     "image_size": 0,  # pixels; 0 takes the run size's
     "model": "",  # SIZE/PATCH such as S/16; empty takes the run size's
     "policy": "rgn",  # label policy, see repgls_jax/policies.py
@@ -73,14 +74,17 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.task = "luvit"
     config.seed = args.seed
+    unused = [name for name in ("source", "table", "findings") if args[name] and args.data == "phantom"]
+    if unused:
+        raise ValueError(f"config arguments {', '.join(unused)} are not for data=phantom; did you mean data=table?")
     image_size = args.image_size or size["image_size"]
     # The seed of the data (of the phantom, and of splits that a table does not give) is not the run's: runs share data.
     datasets = {
         "phantom": dataclasses.asdict(phantom.PhantomConfig(image_size=image_size)) | {"count": size["studies"]},
         "table": dict(
             source=args.source,
-            table="",  # file within the source; empty takes the only one there
-            findings=args.findings,
+            table=args.table,
+            findings=args.findings or "chexpert",
             image_size=image_size,
             # Role -> column, where a column's name does not say its role; "" for none.
             columns=ml_collections.ConfigDict({role: config_dict.placeholder(str) for role in columns.SPELLINGS}),
@@ -91,6 +95,7 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
     config.data = dict(dataset=args.data, options=config_lib.choose("data", args.data, datasets))
     config.extract = dict(backend="lexicon")
     config.rgn = rgn()
+    config.rgn.train.seed = args.seed
     config.model = dict(name=args.model or size["model"], dropout=0.1, uncertainty_weight=0.1)
     config.policy = dict(
         name=args.policy,
@@ -115,5 +120,5 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
     )
     config.evaluate = dict(batch_size=128, replicates=size["replicates"])
     if args.size == "test":
-        config.rgn.train.steps = 20
+        config.rgn.train.steps, config.rgn.length, config.rgn.model.width = 20, 64, 16
     return config

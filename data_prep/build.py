@@ -11,6 +11,7 @@ Further options of a data set are given as --option=name=value, with value in JS
   --option=difficulty=2 --option=max_megapixels=32
 """
 
+import inspect
 import json
 import pathlib
 from typing import Any
@@ -82,6 +83,10 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     logging.set_verbosity(logging.WARNING)  # TFDS's own lines would break the progress bar
     try:
+        try:
+            inspect.signature(data.dataset(_DATASET.value)).bind(**options())
+        except TypeError as error:  # an option that the data set lacks, or one that it needs
+            raise ValueError(f"data set {_DATASET.value!r}: {error}") from None
         manifest = data.build(_DATASET.value, _OUTPUT.value, overwrite=_OVERWRITE.value, progress=True, **options())
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"error: {error}") from None

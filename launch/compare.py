@@ -9,42 +9,30 @@ and compare.md to --output.
 import json
 import pathlib
 
+import ml_collections
 import numpy as np
 import pyarrow.parquet as pq
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from repgls_jax import evaluate, policies, workflow
+from repgls_jax import evaluate, workflow
 from repgls_jax.data import shards
-from repgls_jax.results import compare
+from repgls_jax.results import compare, table
 from repgls_jax.train.journal import Journal
+from repgls_jax.train.loop import DivergedError
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/luvit.py", "config file, with arguments after a colon")
 _WORKDIR = flags.DEFINE_string("workdir", "runs", "folder of the stages")
-_POLICIES = flags.DEFINE_list("policies", list(policies.POLICIES), "label policies; the first is the baseline")
+_POLICIES = flags.DEFINE_list("policies", None, "label policies; the first is the baseline", required=True)
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "seeds of the runs")
 _OUTPUT = flags.DEFINE_string("output", None, "folder to write to", required=True)
 
 
-def markdown(rows: dict, seeds: int) -> str:
-    """The comparison as a Markdown table."""
-
-    def interval(entry: dict, signed: bool = False) -> str:
-        form = "{:+.4f} [{:+.4f}, {:+.4f}]" if signed else "{:.4f} [{:.4f}, {:.4f}]"
-        return form.format(entry["value"], entry["low"], entry["high"])
-
-    baseline = next(iter(rows))
-    lines = [
-        f"| policy | mean AUROC | sd over {seeds} seeds | difference from {baseline} | AUPRC | Brier | ECE |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for arm, row in rows.items():
-        auroc = row["auroc"]
-        spread = np.std(auroc["seeds"], ddof=1) if seeds > 1 else float("nan")
-        cells = [arm, interval(auroc), f"{spread:.4f}", interval(auroc["difference"], signed=True)]
-        cells += [f"{row[m]['value']:.4f}" for m in ("auprc", "brier", "ece")]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+def _with(policy: str, seed: int) -> ml_collections.ConfigDict:
+    config = _CONFIG.value.copy_and_resolve_references()
+    config.policy.name = policy
+    config.seed = config.rgn.train.seed = seed
+    return config
 
 
 def main(argv: list[str]) -> None:
@@ -56,14 +44,14 @@ def main(argv: list[str]) -> None:
     output.mkdir(parents=True, exist_ok=True)
     folders: dict[str, list[pathlib.Path]] = {policy: [] for policy in _POLICIES.value}
     try:
+        for policy in _POLICIES.value:  # a misspelt arm should be told before the first is trained
+            workflow.check(_with(policy, 0))
         for seed in _SEEDS.value:
             for policy in _POLICIES.value:
-                config = _CONFIG.value.copy_and_resolve_references()
-                config.seed, config.policy.name = int(seed), policy
                 journal.say(f"\n== {policy}, seed {seed}")
-                chain = workflow.run(config, pathlib.Path(_WORKDIR.value), journal)
+                chain = workflow.run(_with(policy, int(seed)), pathlib.Path(_WORKDIR.value), journal)
                 folders[policy].append(chain["evaluation"].folder)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, DivergedError) as error:
         raise SystemExit(f"error: {error}") from None
     vocabulary = shards.vocabulary(chain["data"].folder / "set" / "shards")
     shape = (-1, len(vocabulary))
@@ -79,8 +67,9 @@ def main(argv: list[str]) -> None:
         vocabulary,
     )
     (output / "compare.json").write_text(json.dumps(rows, indent=1, allow_nan=False))
-    (output / "compare.md").write_text(markdown(rows, len(_SEEDS.value)))
-    journal.say("\n" + markdown(rows, len(_SEEDS.value)))
+    text = table.format_arms(rows, _POLICIES.value[0])
+    (output / "compare.md").write_text(text)
+    journal.say("\n" + text)
 
 
 if __name__ == "__main__":

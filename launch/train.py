@@ -16,6 +16,7 @@ from ml_collections import config_flags
 
 from repgls_jax import workflow
 from repgls_jax.train.journal import Journal, duration
+from repgls_jax.train.loop import DivergedError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file, with arguments after a colon", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", "runs", "folder of the stages")
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> None:
     journal.say(f"{len(devices)} device(s): {devices[0].device_kind}; jax {jax.__version__}")
     try:
         done = workflow.run(_CONFIG.value, pathlib.Path(_WORKDIR.value), journal)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, DivergedError) as error:
         raise SystemExit(f"error: {error}") from None
     journal.say("\nstage        took     folder")
     for name, stage in done.items():

@@ -72,13 +72,13 @@ def run(
     record = json.loads((run_folder / RECORD).read_text())
     mesh = sharding.make_mesh()
     model, params, meta = load(run_folder, mesh)
-    data_folder = pathlib.Path(record["stages"]["data"]) / "set"
+    data_folder = run_folder.parent / record["stages"]["data"] / "set"
     vocabulary = shards_lib.vocabulary(data_folder / SHARDS)
     findings_lib.require_same(vocabulary.findings, meta["findings"], f"the checkpoint in {run_folder}")
     examples = shards_lib.examples(data_folder / SHARDS, split)
     evidence_folder = record["stages"].get("evidence")
     evidence = evidence_folder and sidecars.read(
-        pathlib.Path(evidence_folder) / "evidence.parquet", sidecars.EVIDENCE, vocabulary
+        run_folder.parent / evidence_folder / "evidence.parquet", sidecars.EVIDENCE, vocabulary
     )
     made = labels.columns(examples, evidence or None, vocabulary)
     truth, mask, reference = labels.reference(made, examples["has_report"])
@@ -109,7 +109,7 @@ def run(
     history = Journal(run_folder / "journal.jsonl", None)
     rows = [{"step": e["step"], "train/loss": e["presence"]} for e in history.read("train")]
     rows += [{"step": e["step"], "valid/mean AUROC": e["mean_auroc"]} for e in history.read("valid")]
-    rates, columns = _rates(record, vocabulary)
+    rates, columns = _rates(run_folder, record, vocabulary)
     page.write_page(
         output / "report.html",
         f"LU-ViT on {run_config['data']['dataset']}: {split} split",
@@ -131,11 +131,13 @@ def _shown(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _rates(record: dict[str, Any], vocabulary: findings_lib.Vocabulary) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _rates(
+    run_folder: pathlib.Path, record: dict[str, Any], vocabulary: findings_lib.Vocabulary
+) -> tuple[np.ndarray | None, np.ndarray | None]:
     """The rates that the run trained on, for their histogram: [m] float32, and the finding of each."""
     if "rgn" not in record["stages"]:
         return None, None
-    path = pathlib.Path(record["stages"]["rgn"]) / "rates.parquet"
+    path = run_folder.parent / record["stages"]["rgn"] / "rates.parquet"
     stored = sidecars.read(path, sidecars.RATES, vocabulary)
     columns = np.array([vocabulary.index(f) for f in stored.column("finding").to_pylist()], np.int32)
     return stored.column("rate").to_numpy(), columns

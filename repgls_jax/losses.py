@@ -86,8 +86,8 @@ def ramp_negative(r: Array, step: Array, warmup: int, ramp: int) -> Array:
 def masked_mean(values: Array, mask: Array) -> Array:
     """Mean of ``values`` where ``mask`` is set; 0 where nothing is.
 
-    The masked-out entries are replaced before the product, so that an infinite or NaN loss under the mask can reach
-    neither the mean nor the gradient.
+    The value does not depend on what stands under the mask, even NaN; nor does the gradient, as long as the loss there
+    was computed from finite numbers, which the label policies see to.
 
     Args:
       values: [...] float32.

@@ -4,12 +4,14 @@ A stage's folder is named after the hash of its inputs. Its ``stage.json`` is wr
 is unfinished: the work is done again there, and resumes if it can.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from repgls_jax.train.journal import Journal, duration, finite
@@ -59,6 +61,31 @@ def run(
     """
     key = key_of(inputs)
     folder = root / f"{name}-{key}"
+    root.mkdir(parents=True, exist_ok=True)
+    with _alone(root / f"{name}-{key}.lock", name, journal):
+        return _run(folder, key, name, inputs, work, journal)
+
+
+@contextlib.contextmanager
+def _alone(path: pathlib.Path, name: str, journal: Journal) -> Iterator[None]:
+    """Holds the stage's lock, which the system lets go of when the process ends, however it ends."""
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            journal.say(f"[{name}] another process works in {path.with_suffix('')}; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _run(
+    folder: pathlib.Path,
+    key: str,
+    name: str,
+    inputs: dict[str, Any],
+    work: Callable[[pathlib.Path], dict[str, Any]],
+    journal: Journal,
+) -> Done:
     marker = folder / MARKER
     if marker.exists():
         stored = json.loads(marker.read_text())

@@ -12,6 +12,7 @@ import json
 import pathlib
 from typing import Any
 
+import jax
 import ml_collections
 import pyarrow as pa
 
@@ -21,6 +22,7 @@ from repgls_jax import data as data_lib
 from repgls_jax import findings as findings_lib
 from repgls_jax.data import shards as shards_lib
 from repgls_jax.data.build import MANIFEST, REPORTS, SHARDS
+from repgls_jax.data.source import SPLITS, Source
 from repgls_jax.models import vit
 from repgls_jax.policies import POLICIES, PolicyConfig
 from repgls_jax.reports import extract as extract_lib
@@ -69,23 +71,40 @@ class Prepared:
         return path and sidecars.read(path, sidecars.RATES, self.vocabulary)
 
     def where(self) -> dict[str, str]:
-        """Folders of the stages, for a run's own record."""
+        """Folders of the stages beside the run's own, for its record; a work directory can be moved as a whole."""
         done = {"data": self.data, "evidence": self.evidence, "rgn": self.rgn}
-        return {name: str(stage.folder) for name, stage in done.items() if stage}
+        return {name: stage.folder.name for name, stage in done.items() if stage}
 
 
 def _inputs(stage: str, **inputs: Any) -> dict[str, Any]:
     return {"stage": STAGE_VERSIONS[stage], "package": __version__, **inputs}
 
 
-def prepare_data(config: ml_collections.ConfigDict, root: pathlib.Path, journal: Journal) -> Done:
-    """Builds the data set; bad input raises ValueError or FileNotFoundError that says what and where."""
+def make_source(config: ml_collections.ConfigDict) -> Source:
+    """The data set that the config names, read far enough to know its studies and splits.
+
+    Raises:
+      ValueError: an option is missing or wrong, or a split is missing.
+      FileNotFoundError: a folder or file that the config names does not exist.
+    """
     options = config_lib.plain(config.data.options)
     if "columns" in options:
         options["columns"] = {role: column for role, column in options["columns"].items() if column is not None}
     if options.get("source") == "":
         raise ValueError(f"data={config.data.dataset} needs its folder; add source=DIR to the config arguments")
     source = data_lib.dataset(config.data.dataset)(**options)
+    missing = [split for split in SPLITS if split not in source.splits()]
+    if missing:
+        raise ValueError(
+            f"the data has no images for {', '.join(missing)}; training, choice and test need patients of their own. "
+            "Add the split to the table, or leave the split column out (columns.split= empty) to have splits made"
+        )
+    return source
+
+
+def prepare_data(config: ml_collections.ConfigDict, root: pathlib.Path, journal: Journal) -> Done:
+    """Builds the data set; bad input raises ValueError or FileNotFoundError that says what and where."""
+    source = make_source(config)
 
     def work(folder: pathlib.Path) -> dict[str, Any]:
         manifest = data_lib.build_source(source, folder / "set", overwrite=True, progress=journal.stream is not None)
@@ -98,8 +117,8 @@ def prepare_data(config: ml_collections.ConfigDict, root: pathlib.Path, journal:
             "manifest": str(folder / "set" / MANIFEST),
         }
 
-    inputs = _inputs("data", dataset=config.data.dataset, image_size=source.image_size, parameters=source.parameters())
-    return stages.run(root, "data", json.loads(json.dumps(inputs)), work, journal)
+    inputs = _inputs("data", dataset=config.data.dataset, build=data_lib.identity_of(source))
+    return stages.run(root, "data", inputs, work, journal)
 
 
 def prepare(config: ml_collections.ConfigDict, root: pathlib.Path, journal: Journal) -> Prepared:
@@ -130,9 +149,10 @@ def _rates(config: ml_collections.ConfigDict, done: Prepared, root: pathlib.Path
 
     def work(folder: pathlib.Path) -> dict[str, Any]:
         path = evidence.folder / "evidence.parquet"
-        return rgn.run(config.rgn, done.vocabulary, done.reports, path, folder, journal, evidence.key)
+        return rgn.run(config.rgn, done.vocabulary, done.reports, path, folder, journal, evidence.key, rho)
 
-    inputs = _inputs("rgn", evidence=evidence.key, config=config_lib.plain(config.rgn))
+    rho = config.policy.rho
+    inputs = _inputs("rgn", evidence=evidence.key, config=config_lib.plain(config.rgn), rho=rho)
     return stages.run(root, "rgn", inputs, work, journal)
 
 
@@ -164,12 +184,26 @@ def check(config: ml_collections.ConfigDict) -> None:
     if config.task not in ("luvit", "rgn"):
         raise ValueError(f"task {config.task!r} is unknown; expected luvit or rgn")
     PolicyConfig.of(config.policy)
-    for preset in {config.train.mesh, config.rgn.train.mesh}:
-        config_lib.choose("mesh", preset, sharding.PRESETS)
+    devices = jax.device_count()
+    for name, train in (("train", config.train), ("rgn.train", config.rgn.train)):
+        config_lib.choose("mesh", train.mesh, sharding.PRESETS)
+        if train.batch_size % devices:
+            raise ValueError(
+                f"{name}.batch_size is {train.batch_size}; {devices} devices need a multiple of {devices}: "
+                f"--config.{name}.batch_size={-(-train.batch_size // devices) * devices}"
+            )
     _, patch = vit.parse_model(config.model.name)
     side = config.data.options.image_size
     if side % patch:
-        raise ValueError(f"images of {side} pixels do not divide into the patches of {config.model.name}")
+        raise ValueError(
+            f"images of {side} pixels do not divide into the patches of {config.model.name}; set image_size="
+        )
+    needs = POLICIES[config.policy.name].needs
+    if config.task == "luvit" and needs and not make_source(config).simulated:
+        raise ValueError(
+            f"policy {config.policy.name!r} needs {', '.join(needs)}, which only simulated data has; choose one of "
+            + ", ".join(name for name, policy in POLICIES.items() if not policy.needs)
+        )
 
 
 def run(config: ml_collections.ConfigDict, root: pathlib.Path, journal: Journal) -> dict[str, Done]:

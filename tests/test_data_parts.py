@@ -138,3 +138,12 @@ def test_given_splits_take_any_official_spelling_and_refuse_shared_patients():
     patients = [f"p{i}" for i in range(7)] * 2
     with pytest.raises(ValueError, match=r"7 patients are in more than one split .*p0, p1, p2, p3, p4, \.\.\."):
         splits.from_column(patients, ["train"] * 7 + ["test"] * 7, "split")
+
+
+def test_a_missing_validation_split_is_taken_from_training_and_stays():
+    given = {f"p{i}": "test" if i % 5 == 0 else "train" for i in range(100)}
+    made = splits.with_valid(given, (0.7, 0.1, 0.2), 0)
+    assert {p for p, s in made.items() if s == "test"} == {p for p, s in given.items() if s == "test"}
+    assert list(made.values()).count("valid") == 10
+    assert made == splits.with_valid(given, (0.7, 0.1, 0.2), 0) != splits.with_valid(given, (0.7, 0.1, 0.2), 1)
+    assert splits.with_valid(made, (0.7, 0.1, 0.2), 3) == made

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from repgls_jax.findings import Vocabulary
-from repgls_jax.results import bootstrap, compare, metrics, score
+from repgls_jax.results import bootstrap, compare, metrics, score, table
 
 VOCABULARY = Vocabulary("four", 1, ("Edema", "Fracture", "Pneumonia", "Nodule"))
 
@@ -96,3 +96,22 @@ def test_a_paired_comparison_is_sharper_than_two_intervals():
     assert found["high"] - found["low"] < 0.5 * (one["high"] - one["low"])
     with pytest.raises(ValueError, match="replicates is 0"):
         compare.compare(p, p, y, m, ids, VOCABULARY, replicates=0)
+
+
+def test_arms_average_their_seeds_and_share_the_draws():
+    p, y, m = predictions(60)
+    ids = [f"p{i // 2}" for i in range(60)]
+    worse = [np.clip(p + np.random.default_rng(k).normal(size=p.shape) * 0.2, 0, 1).astype(np.float32) for k in (0, 1)]
+    rows = compare.arms({"a": [p], "b": worse}, "a", y, m, ids, VOCABULARY, replicates=100)
+    pairs = [compare.compare(p, w, y, m, ids, VOCABULARY, replicates=100)["mean"] for w in worse]
+    for metric in metrics.METRICS:
+        entry = rows["b"][metric]
+        singles = [score.score(w, y, m, ids, VOCABULARY, replicates=0)["mean"][metric]["value"] for w in worse]
+        assert entry["seeds"] == pytest.approx(singles) and entry["value"] == pytest.approx(np.mean(singles))
+        expected = np.mean([pair[metric]["value"] for pair in pairs])
+        assert entry["difference"]["value"] == pytest.approx(expected, abs=1e-6)
+        assert rows["a"][metric]["difference"]["value"] == 0
+    text = table.format_arms(rows, "a")
+    assert text.count("\n") == 4 and "+0.000 [+0.000, +0.000]" in text and "AUROC less a" in text
+    with pytest.raises(ValueError, match="baseline 'c' is not an arm; expected one of a, b"):
+        compare.arms({"a": [p], "b": worse}, "c", y, m, ids, VOCABULARY)

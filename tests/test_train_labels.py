@@ -60,15 +60,52 @@ def test_rates_by_policy():
         labels.with_rates(made, ids, None, CHEXPERT, PolicyConfig("oracle"), 0)
 
 
-def test_reference_prefers_truth_and_leaves_doubt_out():
-    made = labels.columns(examples(), evidence([("a", "Edema", -1, 0.7)]), CHEXPERT)
-    told = examples()["has_report"]
-    y, mask, name = labels.reference(made, told)
-    assert not mask[0, CHEXPERT.index("Edema")] and mask[0, 0] and "wording" in name
+def test_reference_prefers_truth_then_given_labels_and_leaves_doubt_out():
+    both = examples()
+    both["labels"][0, 2], both["observed"][0, 2] = 1, True  # study a has a report and a label of its own
+    both["labels"][0, 3], both["observed"][0, 3] = -1, True
+    edema = CHEXPERT.index("Edema")
+    table = evidence(
+        [("a", "Edema", -1, 0.7), ("a", CHEXPERT.findings[2], 0, 0.0), ("a", CHEXPERT.findings[3], 1, 1.0)]
+    )
+    made = labels.columns(both, table, CHEXPERT)
+    assert made["state"][0, 2] == 0  # training reads the report
+    y, mask, name = labels.reference(made, both["has_report"])
+    assert y[0, 2] == 1 and mask[0, 2]  # scoring the label
+    assert not mask[0, 3] and not mask[0, edema] and mask[0, 0]
     assert y[1, 2] == 1 and mask[1].sum() == 1
+    assert "labels of the data set (3)" in name and "wording" in name
     truth = np.ones((3, C), np.int8)
-    y, mask, name = labels.reference(made | {"truth": truth}, told)
+    y, mask, name = labels.reference(made | {"truth": truth}, both["has_report"])
     assert name == "truth" and mask.all() and y.all()
+
+
+@pytest.mark.parametrize("policy", ["permuted", "rgn_permuted"])
+def test_the_control_is_permuted_by_study(policy):
+    n = 200
+    ids = [f"s{i // 2}" for i in range(n)]  # two images a study
+    p = np.random.default_rng(0).choice([0.55, 0.65, 0.75, 0.85, 0.95, 1.0], n // 2)
+    table = evidence([(f"s{i}", "Edema", -1, float(v)) for i, v in enumerate(p)])
+    given = {"labels": np.full((n, C), NOT_MENTIONED, np.int8), "observed": np.zeros((n, C), bool)}
+    made = labels.columns({"study_id": ids, "has_report": np.ones(n, bool), **given}, table, CHEXPERT)
+    k = CHEXPERT.index("Edema")
+    plain = policy.replace("permuted", "expert") if policy == "permuted" else "rgn"
+    values = {"study_id": [f"s{i}" for i in range(n // 2)], "finding": ["Edema"] * (n // 2), "rate": 2 * (1 - p)}
+    rates = pa.table(values | {c: [""] * (n // 2) for c in ("labeller", "version", "evidence_hash")}, sidecars.RATES)
+    before = labels.with_rates(made, ids, rates, CHEXPERT, PolicyConfig(plain), 0)["rate"][:, k]
+    after = labels.with_rates(made, ids, rates, CHEXPERT, PolicyConfig(policy), 0)["rate"][:, k]
+    np.testing.assert_array_equal(after[::2], after[1::2])
+    np.testing.assert_allclose(np.sort(after), np.sort(before))
+    assert np.mean(after != before) > 0.5 and abs(np.corrcoef(after, before)[0, 1]) < 0.3
+
+
+def test_labels_without_a_report_keep_the_experts_rate_under_the_rgn():
+    alone = examples()
+    alone["labels"][1, 4], alone["observed"][1, 4] = -1, True
+    made = labels.columns(alone, evidence([("a", "Edema", -1, 0.7)]), CHEXPERT)
+    rates = pa.table({name: [] for name in sidecars.RATES.names}, schema=sidecars.RATES)
+    rate = labels.with_rates(made, alone["study_id"], rates, CHEXPERT, PolicyConfig("rgn"), 0)["rate"]
+    assert rate[1, 4] == pytest.approx(0.95)  # p = 1/2, clipped
 
 
 def test_side_cars_refuse_what_they_are_not(tmp_path):

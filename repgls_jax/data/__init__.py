@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from repgls_jax.data.build import build as build_source
+from repgls_jax.data.build import identity_of as identity_of
 from repgls_jax.data.build import read_manifest as read_manifest
 from repgls_jax.data.phantom import PhantomSource
 from repgls_jax.data.source import Source

@@ -50,7 +50,7 @@ def build(source: Source, output: pathlib.Path, *, overwrite: bool = False, prog
     Raises:
       ValueError: ``output`` holds another build or foreign files, or the source is faulty.
     """
-    identity = _identity(source)
+    identity = identity_of(source)
     if (output / MANIFEST).exists():
         manifest = read_manifest(output)
         if all(manifest.get(key) == value for key, value in identity.items()):
@@ -90,7 +90,8 @@ def read_manifest(output: pathlib.Path) -> dict[str, Any]:
     return manifest
 
 
-def _identity(source: Source) -> dict[str, Any]:
+def identity_of(source: Source) -> dict[str, Any]:
+    """What a build of ``source`` follows from, as JSON values: builds with equal identities are equal."""
     vocabulary = source.vocabulary
     value = {
         "format": FORMAT,

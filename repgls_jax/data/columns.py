@@ -95,19 +95,27 @@ def _check(roles: Mapping[str, str], labels: Mapping[str, str], found: str) -> N
     for role, why in REQUIRED.items():
         if not roles[role]:
             raise ValueError(
-                f"no column for the role {role!r} ({why}); map it with {role}=<column>, or use one of the names "
+                f"no column for the role {role!r} ({why}); {_how(role)}, or use one of the names "
                 f"{', '.join(SPELLINGS[role])}; {found}"
             )
     if roles["report"] and (roles["findings"] or roles["impression"]):
         raise ValueError(
             f"both a whole report ({roles['report']!r}) and its sections ({roles['findings']!r}, "
-            f"{roles['impression']!r}) were found; switch one off with report= or with findings= and impression="
+            f"{roles['impression']!r}) were found; switch one off by an empty column: {_how('report')}"
         )
     if roles["labels"] and any(labels.values()):
         raise ValueError(
             f"labels are mapped both to the list column {roles['labels']!r} and to columns per finding "
-            f"({', '.join(n for n in labels.values() if n)}); switch one off with labels= or drop the others"
+            f"({', '.join(n for n in labels.values() if n)}); switch one off "
+            f"by an empty column, {_how('labels')}, or drop the others"
         )
+
+
+def _how(role: str) -> str:
+    return (
+        f"say which with --columns={role}=<column> (data_prep/build.py) "
+        f"or --config.data.options.columns.{role}=<column> (launch/train.py)"
+    )
 
 
 def _plain(name: str) -> str:
@@ -116,7 +124,5 @@ def _plain(name: str) -> str:
 
 def _one(fits: Sequence[str], role: str, found: str) -> str:
     if len(fits) > 1:
-        raise ValueError(
-            f"several columns fit {role!r}: {', '.join(fits)}; choose with {role}=<column> ({role}= for none); {found}"
-        )
+        raise ValueError(f"several columns fit {role!r}: {', '.join(fits)}; {_how(role)} (empty for none); {found}")
     return fits[0] if fits else ""

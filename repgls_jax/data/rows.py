@@ -33,7 +33,8 @@ def find(root: pathlib.Path, table: str) -> pathlib.Path:
         if len(tables) != 1:
             names = ", ".join(p.name for p in tables) or "none"
             raise ValueError(
-                f"{root} should hold one table ({', '.join(SUFFIXES)}); found: {names}; name one with table="
+                f"{root} should hold one table ({', '.join(SUFFIXES)}); found: {names}; name one with "
+                "--table (data_prep/build.py) or the config argument table= (launch/train.py)"
             )
         path = tables[0]
     if not path.is_file():

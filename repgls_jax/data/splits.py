@@ -87,3 +87,22 @@ def from_column(patients: Sequence[str], values: Sequence[str], column: str) -> 
             f"{', ...' if len(shared) > _SHOWN else ''}; correct the column, or switch it off with split="
         )
     return assigned
+
+
+def with_valid(assigned: dict[str, str], fractions: Sequence[float], seed: int) -> dict[str, str]:
+    """Adds the split valid where a data set gives only train and test, as many do.
+
+    Args:
+      assigned: patient -> split.
+      fractions: of train, valid and test; the share valid / (train + valid) of the training patients moves.
+      seed: of the choice, which is by a hash of the patient's id.
+
+    Returns:
+      patient -> split; ``assigned`` itself where it has a split valid, or fewer than two training patients.
+    """
+    training = [patient for patient, split in assigned.items() if split == "train"]
+    if "valid" in assigned.values() or len(training) < 2:
+        return assigned
+    share = fractions[1] / (fractions[0] + fractions[1])
+    order = sorted(training, key=lambda patient: _unit(patient, seed))
+    return assigned | dict.fromkeys(order[: max(1, round(share * len(order)))], "valid")

@@ -72,7 +72,8 @@ class TableSource:
         self._label(used, ignore)
         patients = self._rows.column("patient")
         if "split" in used.roles:
-            self._split_of = splits.from_column(patients, self._rows.column("split"), used.roles["split"])
+            given = splits.from_column(patients, self._rows.column("split"), used.roles["split"])
+            self._split_of = splits.with_valid(given, fractions, seed)
         else:
             self._split_of = splits.by_hash(patients, fractions, seed)
         self._too_long = self._rows.studies_over(max_report_bytes)
@@ -84,10 +85,11 @@ class TableSource:
             "table": path.name,
             "table_sha256": table_hash,
             "rows": data.num_rows,
+            "images_sha256": _stamp(self._root, self._rows.column("image")),
             "duplicate_rows": data.num_rows - len(self._rows),
             "columns": used.roles | used.labels,
             "unused_columns": list(used.unused),
-            "splits": "column" if "split" in used.roles else {"seed": seed, "fractions": list(fractions)},
+            "splits": {"column": used.roles.get("split"), "seed": seed, "fractions": list(fractions)},
             "ignore": sorted(ignore),
             **self._limits,
         }
@@ -137,8 +139,21 @@ class TableSource:
         }
 
     def parameters(self) -> dict[str, Any]:
-        """The table by its content, its columns and every option that changes a record."""
+        """The table by its content, the images by size and time, the columns and every option that changes a record."""
         return self._parameters
 
     def close(self) -> None:
         """Nothing to let go of."""
+
+
+def _stamp(root: pathlib.Path, names: Sequence[str]) -> str:
+    """Hash of the images' names, sizes and times: reading half a million files would take longer than the build."""
+    digest = hashlib.sha256()
+    for name in sorted(set(names)):
+        try:
+            found = (root / name).stat()
+            stamp = f"{found.st_size} {found.st_mtime_ns}"
+        except (OSError, ValueError):  # not there, or no path at all: quarantined when its turn comes
+            stamp = "absent"
+        digest.update(f"{name}\0{stamp}\n".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()

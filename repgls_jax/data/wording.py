@@ -44,7 +44,12 @@ class Wording:
 
 
 def read(
-    reports: pa.Table, evidence: pa.Table, vocabulary: findings_lib.Vocabulary, length: int, bare_weight: float
+    reports: pa.Table,
+    evidence: pa.Table,
+    vocabulary: findings_lib.Vocabulary,
+    length: int,
+    bare_weight: float,
+    rho: float = 0.0,
 ) -> Wording:
     """Arrays for all studies of ``reports`` that ``evidence`` has rows for, in the order of ``reports``.
 
@@ -54,6 +59,7 @@ def read(
       vocabulary: order of the findings.
       length: l, words kept of a study.
       bare_weight: guidance weight of mentions without a cue, in [0, 1].
+      rho: sharpening of plain wording in the expert's rates, in [0, 1).
     """
     rows_of: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in evidence.to_pylist():
@@ -73,23 +79,28 @@ def read(
     cut = 0
     for i, report in enumerate(texts):
         rows = rows_of[report["study_id"]]
-        places = _pack(report, rows, arrays["words"][i])
+        # A rule such as "No Finding" follows from other findings; no sentence says it.
+        places = _pack(report, [row for row in rows if not _is_rule(row)], arrays["words"][i])
         for row in rows:
             k = vocabulary.index(row["finding"])
             p[i, k] = row["p"]
             arrays["state"][i, k] = row["state"]
             arrays["cue"][i, k] = zlib.crc32(row["cue"].encode()) % (rgn.CUE_BUCKETS - 1) + 1 if row["cue"] else 0
             arrays["section"][i, k] = rgn.SECTIONS.index(row["section"]) if row["section"] in rgn.SECTIONS else 0
-            place = places.get((row["field"], row["start"], row["end"]))
+            place = None if _is_rule(row) else places.get((row["field"], row["start"], row["end"]))
             if place is None:
-                cut += row["end"] > row["start"]  # a rule, such as "No Finding", has no sentence
+                cut += not _is_rule(row)
                 continue
             first, offsets = place
             arrays["span"][i, k] = first, first + len(offsets)
             arrays["mention"][i, k] = first + max(np.searchsorted(offsets, row["mention"], side="right") - 1, 0)
             weight[i, k] = 1.0 if row["cue"] else bare_weight
-    _, expert = rates_lib.expert_rates(p)
+    _, expert = rates_lib.expert_rates(p, rho)
     return Wording([r["study_id"] for r in texts], arrays, expert, weight, ~np.isnan(p), cut)
+
+
+def _is_rule(row: dict[str, Any]) -> bool:
+    return row["cue"].startswith("rule:")
 
 
 def _pack(

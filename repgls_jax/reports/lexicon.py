@@ -169,7 +169,9 @@ def load(folder: pathlib.Path = HERE) -> Lexicon:
     for row, term in terms.items():
         patterns.insert(trie, row, term)
     statements = {tuple(k.rsplit(" ", 1)): v for k, v in grammar["statements"].items()}
-    digest = hashlib.sha256("\0".join(texts.values()).encode()).hexdigest()[:12]
+    # The rules are code: evidence of other code is other evidence.
+    code = [file.read_text("utf-8") for file in sorted(HERE.glob("*.py"))]
+    digest = hashlib.sha256("\0".join([*texts.values(), *code]).encode()).hexdigest()[:12]
     return Lexicon({c.id: c for c in cues}, trie, forms, frozenset(grammar["fresh_start"]), statements, digest)
 
 

@@ -14,6 +14,8 @@ from repgls_jax import findings as findings_lib
 from repgls_jax.results import bootstrap, metrics
 from repgls_jax.results.score import check, entry_of
 
+Metrics = dict[str, np.ndarray]
+
 
 def _difference(value: float, drawn: np.ndarray) -> dict[str, Any]:
     """Entry of one difference, with the share of replicates where it is above zero (ties count half)."""
@@ -21,6 +23,55 @@ def _difference(value: float, drawn: np.ndarray) -> dict[str, Any]:
     kept = drawn[np.isfinite(drawn)]
     above = None if entry["value"] is None or not len(kept) else float(np.mean((kept > 0) + 0.5 * (kept == 0)))
     return entry | {"above_zero": above}
+
+
+class _Test:
+    """The images that sets of predictions are scored on, and the draws of patients that they share."""
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        mask: np.ndarray,
+        patient_ids: Sequence[str],
+        vocabulary: findings_lib.Vocabulary,
+        replicates: int,
+        seed: int,
+    ):
+        if replicates < 1:
+            raise ValueError(f"replicates is {replicates}; a paired comparison needs at least 1")
+        self._mask, self._labels = np.asarray(mask), np.asarray(labels)
+        self._patient_ids, self._vocabulary = patient_ids, vocabulary
+        self._replicates, self._seed = replicates, seed
+
+    def score(self, probabilities: np.ndarray) -> tuple[Metrics, Metrics]:
+        """Metric -> value of each finding [c], and metric -> its replicates [count, c], float64."""
+        probabilities = np.asarray(probabilities)
+        check(probabilities, self._labels, self._mask, self._patient_ids, self._vocabulary)
+        scores = np.where(self._mask, probabilities, 0).astype(np.float32)
+        targets = np.where(self._mask, self._labels, 0).astype(np.int8)
+        _, patient = np.unique(np.asarray(self._patient_ids), return_inverse=True)
+        drawn = bootstrap.replicates(
+            jax.random.key(self._seed),
+            scores,
+            targets,
+            self._mask,
+            patient.astype(np.int32),
+            patients=int(patient.max()) + 1,
+            count=self._replicates,
+        )
+        values = metrics.measure(scores, targets, self._mask)
+        return _double(values), _double(drawn)
+
+
+def _double(arrays: Mapping[str, jax.Array]) -> Metrics:
+    return {k: np.asarray(v, np.float64) for k, v in arrays.items()}
+
+
+def _macro(values: Metrics, drawn: Metrics) -> tuple[dict[str, float], Metrics]:
+    """Means over the findings that have a value: metric -> value, and metric -> replicates [count]."""
+    defined = {k: np.isfinite(v) for k, v in values.items()}
+    means = {k: float(v[defined[k]].mean()) if defined[k].any() else float("nan") for k, v in values.items()}
+    return means, {k: bootstrap.mean(v, defined[k]) for k, v in drawn.items()}
 
 
 def compare(
@@ -47,20 +98,8 @@ def compare(
     Raises:
       ValueError: as ``score.score`` does, for either set, or replicates is below 1.
     """
-    if replicates < 1:
-        raise ValueError(f"replicates is {replicates}; a paired comparison needs at least 1")
-    labels, mask = np.asarray(labels), np.asarray(mask)
-    _, patient = np.unique(np.asarray(patient_ids), return_inverse=True)
-    patients, patient = int(patient.max(initial=-1)) + 1, patient.astype(np.int32)
-    values, drawn = [], []
-    for probabilities in (np.asarray(first), np.asarray(second)):
-        check(probabilities, labels, mask, patient_ids, vocabulary)
-        scores = np.where(mask, probabilities, 0).astype(np.float32)
-        targets = np.where(mask, labels, 0).astype(np.int8)
-        key = jax.random.key(seed)
-        found = bootstrap.replicates(key, scores, targets, mask, patient, patients=patients, count=replicates)
-        drawn.append({k: np.asarray(v, np.float64) for k, v in found.items()})
-        values.append({k: np.asarray(v, np.float64) for k, v in metrics.measure(scores, targets, mask).items()})
+    test = _Test(labels, mask, patient_ids, vocabulary, replicates, seed)
+    values, drawn = zip(*(test.score(probabilities) for probabilities in (first, second)), strict=True)
     rows: dict[str, dict[str, Any]] = {finding: {} for finding in vocabulary.findings}
     mean = {}
     for name in metrics.METRICS:
@@ -102,27 +141,13 @@ def arms(
     """
     if baseline not in predictions:
         raise ValueError(f"baseline {baseline!r} is not an arm; expected one of {', '.join(predictions)}")
-    if replicates < 1:
-        raise ValueError(f"replicates is {replicates}; a paired comparison needs at least 1")
-    labels, mask = np.asarray(labels), np.asarray(mask)
-    _, patient = np.unique(np.asarray(patient_ids), return_inverse=True)
-    patients, patient = int(patient.max(initial=-1)) + 1, patient.astype(np.int32)
-    targets = np.where(mask, labels, 0).astype(np.int8)
+    test = _Test(labels, mask, patient_ids, vocabulary, replicates, seed)
     values: dict[str, dict[str, np.ndarray]] = {}
     drawn: dict[str, dict[str, np.ndarray]] = {}
     for arm, runs in predictions.items():
-        per_run, per_draw = [], []
-        for probabilities in runs:
-            check(probabilities, labels, mask, patient_ids, vocabulary)
-            scores = np.where(mask, probabilities, 0).astype(np.float32)
-            value = {k: np.asarray(v, np.float64) for k, v in metrics.measure(scores, targets, mask).items()}
-            key = jax.random.key(seed)
-            found = bootstrap.replicates(key, scores, targets, mask, patient, patients=patients, count=replicates)
-            defined = {k: np.isfinite(v) for k, v in value.items()}
-            per_run.append({k: v[defined[k]].mean() if defined[k].any() else np.nan for k, v in value.items()})
-            per_draw.append({k: bootstrap.mean(np.asarray(v, np.float64), defined[k]) for k, v in found.items()})
-        values[arm] = {k: np.array([run[k] for run in per_run]) for k in metrics.METRICS}
-        drawn[arm] = {k: np.mean([draws[k] for draws in per_draw], axis=0) for k in metrics.METRICS}
+        means = [_macro(*test.score(probabilities)) for probabilities in runs]
+        values[arm] = {k: np.array([value[k] for value, _ in means]) for k in metrics.METRICS}
+        drawn[arm] = {k: np.mean([draws[k] for _, draws in means], axis=0) for k in metrics.METRICS}
     rows: dict[str, dict[str, Any]] = {}
     for arm in predictions:
         rows[arm] = {}

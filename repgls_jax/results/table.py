@@ -96,3 +96,22 @@ def format_markdown(results: Mapping[str, Any]) -> str:
     rule = ["---", "---:", "---:", *("---" for _ in COLUMNS)]
     lines = ["| " + " | ".join(row) + " |" for row in (table[0], rule, *table[1:])]
     return "\n".join([*lines, "", *notes(results)])
+
+
+def format_arms(arms: Mapping[str, Mapping[str, Any]], baseline: str) -> str:
+    """The arms of :func:`repgls_jax.results.compare.arms` as a Markdown table, a row each."""
+
+    def signed(entry: Mapping[str, Any]) -> str:
+        low, high = (f"{entry[k]:+.{DIGITS}f}" if entry[k] is not None else "n/a" for k in ("low", "high"))
+        return "n/a" if entry["value"] is None else f"{entry['value']:+.{DIGITS}f} [{low}, {high}]"
+
+    lines = [
+        f"| arm | mean AUROC | each seed | AUROC less {baseline} | AUPRC | Brier | ECE |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in arms.items():
+        seeds = " ".join(number(value) for value in row["auroc"]["seeds"])
+        cells = [name, cell(row["auroc"]), seeds, signed(row["auroc"]["difference"])]
+        cells += [number(row[metric]["value"]) for metric in ("auprc", "brier", "ece")]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"

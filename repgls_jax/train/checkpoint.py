@@ -4,6 +4,7 @@ The step is the data position: nothing of the input pipeline is stored. Each che
 the weights elsewhere (vocabulary, model, input contract) as JSON.
 """
 
+import math
 import pathlib
 from typing import Any
 
@@ -13,6 +14,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 _STATE, _META = "state", "meta"
+
+
+def _ranked(value: float) -> float:
+    """A metric that is not defined ranks below every one that is."""
+    return -math.inf if math.isnan(value) else value
 
 
 class Checkpoints:
@@ -26,7 +32,7 @@ class Checkpoints:
     def __init__(self, folder: pathlib.Path, best: str | None = None):
         policies: list[Any] = [keep.LatestN(2)]
         if best is not None:
-            policies.append(keep.BestN(get_metric_fn=lambda m: m[best], reverse=False, n=1))
+            policies.append(keep.BestN(get_metric_fn=lambda m: _ranked(m[best]), reverse=False, n=1))
         self.folder = folder.absolute()
         self._manager = ocp.CheckpointManager(
             self.folder,

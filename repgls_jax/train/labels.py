@@ -25,7 +25,8 @@ def columns(
 ) -> Columns:
     """States, certainties and which labels exist.
 
-    A study with a report is labelled by its evidence; one without, by the labels of the data set.
+    Training reads the evidence where a study has a report, and the labels of the data set where it has none. The labels
+    that reports displace are kept for scoring, see :func:`reference`.
 
     Args:
       examples: of one split: ``study_id`` n strings, ``has_report`` [n] bool, ``labels`` [n, c] int8, ``observed``
@@ -34,8 +35,8 @@ def columns(
       vocabulary: order of the findings.
 
     Returns:
-      ``state`` [n, c] int8, ``p`` [n, c] float32 (NaN where not mentioned), ``observed`` [n, c] bool, and ``truth`` and
-      ``belief`` where the data has them.
+      ``state`` [n, c] int8, ``p`` [n, c] float32 (NaN where not mentioned), ``observed`` [n, c] bool, ``given`` [n, c]
+      int8 (the data set's own labels), and ``truth`` and ``belief`` where the data has them.
     """
     state = examples["labels"].astype(np.int8)
     p = np.full(state.shape, np.nan, np.float32)
@@ -49,6 +50,7 @@ def columns(
         p = np.where(told, sidecars.as_array(evidence, "p", ids, vocabulary, np.nan), p)
         observed = observed | told
     made = {"state": state.astype(np.int8), "p": p.astype(np.float32), "observed": observed}
+    made["given"] = np.where(examples["observed"], examples["labels"], findings_lib.NOT_MENTIONED).astype(np.int8)
     return made | {name: examples[name] for name in ("truth", "belief") if name in examples}
 
 
@@ -77,10 +79,14 @@ def with_rates(
                 f"policy {config.name!r} reads the RGN's rates, but this data has no reports to make them from; "
                 "choose a policy without, such as hard or constant"
             )
-        rate = sidecars.as_array(rates_table, "rate", study_ids, vocabulary, np.nan)
-        rate = np.where(np.isnan(rate), config.r_blank, rate).astype(np.float32)
+        read = sidecars.as_array(rates_table, "rate", study_ids, vocabulary, np.nan)
+        # What the RGN had nothing to read of (blanks, labels without a report) keeps the expert's rate.
+        rate = np.where(np.isnan(read), rate, read).astype(np.float32)
     if policy.permuted:
-        rate = rates.permute(rate, y, ~np.isnan(made["p"]) & made["observed"], seed)
+        # By study: the images of one keep one rate.
+        _, first, study = np.unique(np.array(study_ids), return_index=True, return_inverse=True)
+        among = ~np.isnan(made["p"]) & made["observed"]
+        rate = rates.permute(rate[first], y[first], among[first], seed)[study]
     return made | {"rate": rate}
 
 
@@ -93,17 +99,18 @@ def reference(made: Columns, has_report: np.ndarray) -> tuple[np.ndarray, np.nda
 
     Returns:
       (labels [n, c] int8 in {0, 1}, mask [n, c] bool, name): the phantom's truth; else the labels that came with the
-      data, certain ones only; else what the reports say plainly, where a finding that is not mentioned counts as
-      absent and uncertain ones are left out.
+      data; else, where a study has none, what its report says plainly, a finding that is not mentioned counting as
+      absent. Uncertain labels and uncertain wording are left out.
     """
     if "truth" in made:
         return made["truth"].astype(np.int8), np.ones(made["truth"].shape, bool), "truth"
-    mask = made["observed"] & (made["state"] != findings_lib.UNCERTAIN)
-    told, given = "the plain wording of the reports", "the labels of the data set"
-    name = (
-        told if np.all(has_report) else given if not np.any(has_report) else f"{told}, or {given} where there is none"
-    )
-    return (made["state"] == findings_lib.POSITIVE).astype(np.int8), mask, name
+    given = made["given"] != findings_lib.NOT_MENTIONED
+    told = made["observed"] & ~given & has_report[:, None]
+    state = np.where(given, made["given"], made["state"])
+    names = [f"the labels of the data set ({given.sum():,})"] if given.any() else []
+    names += [f"the plain wording of the reports ({told.sum():,})"] if told.any() else []
+    mask = (given | told) & (state != findings_lib.UNCERTAIN)
+    return (state == findings_lib.POSITIVE).astype(np.int8), mask, " and ".join(names) or "nothing"
 
 
 def noisy_reference(made: Columns) -> tuple[np.ndarray, np.ndarray]:

@@ -145,9 +145,10 @@ def _note(step: int, scalars: dict[str, jax.Array], log: journal_lib.Journal) ->
     """Fetches, checks and records the scalars of a step; returns a few words about it."""
     values = {name: float(value) for name, value in scalars.items()}
     log.record("train", step=step, **values)
-    if not math.isfinite(values["loss"]):
+    if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
         raise DivergedError(
-            f"the loss at step {step} is {values['loss']}; lower the learning rate, or for negative rates "
-            "lengthen the policy's warmup or lower its margin_cap. The last checkpoint is from before"
+            f"the loss at step {step} is {values['loss']}, its gradient's norm {values['grad_norm']}; "
+            "lower the learning rate, or for negative rates lengthen the policy's warmup or lower its margin_cap. "
+            "The last checkpoint is from before"
         )
     return f"loss {values['loss']:.4f}"

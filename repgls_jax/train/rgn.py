@@ -71,12 +71,14 @@ def predict(
 
 
 def agreement(predicted: np.ndarray, wording: wording_lib.Wording, rows: np.ndarray) -> dict[str, float]:
-    """How rates [len(rows), c] follow the expert's on cues of the table: mean absolute error, Spearman correlation."""
+    """How rates [len(rows), c] follow the expert's on cues of the table: mean absolute error, Spearman; else NaN."""
     known = wording.weight[rows] == 1
     ours, theirs = predicted[known], wording.expert[rows][known]
-    if len(ours) < 3 or np.ptp(theirs) == 0 or np.ptp(ours) == 0:
-        return {"rate_mae": float(np.abs(ours - theirs).mean()) if len(ours) else float("nan"), "spearman": 0.0}
-    return {"rate_mae": float(np.abs(ours - theirs).mean()), "spearman": float(stats.spearmanr(ours, theirs)[0])}
+    if len(ours) == 0:
+        return {"rate_mae": float("nan"), "spearman": float("nan")}
+    ordered = len(ours) > 2 and np.ptp(theirs) > 0 and np.ptp(ours) > 0
+    spearman = float(stats.spearmanr(ours, theirs)[0]) if ordered else float("nan")
+    return {"rate_mae": float(np.abs(ours - theirs).mean()), "spearman": spearman}
 
 
 def run(
@@ -87,6 +89,7 @@ def run(
     folder: pathlib.Path,
     journal: Journal,
     evidence_key: str,
+    rho: float = 0.0,
 ) -> dict[str, Any]:
     """Trains the RGN on the training split and writes ``folder/rates.parquet`` for every study with evidence.
 
@@ -98,6 +101,7 @@ def run(
       folder: of the run.
       journal: told of progress.
       evidence_key: hash of the evidence, for the rates' provenance.
+      rho: sharpening of plain wording in the guidance, in [0, 1).
 
     Returns:
       Summary: studies, how the rates follow the expert's on the validation split.
@@ -107,7 +111,7 @@ def run(
     """
     reports = pq.read_table(reports_path)
     evidence = sidecars.read(evidence_path, sidecars.EVIDENCE, vocabulary)
-    wording = wording_lib.read(reports, evidence, vocabulary, config.length, config.bare_weight)
+    wording = wording_lib.read(reports, evidence, vocabulary, config.length, config.bare_weight, rho)
     split_of = dict(zip(reports.column("study_id").to_pylist(), reports.column("split").to_pylist(), strict=True))
     split = np.array([split_of[s] for s in wording.study_ids])
     rows = {name: np.nonzero(split == name)[0] for name in ("train", "valid", "test")}
