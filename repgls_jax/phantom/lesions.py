@@ -145,7 +145,7 @@ def pneumonia(chest: Chest, place: Place, contrast: float) -> Painted:
         hull = np.maximum(hull, _blob(chest, centre(chest, place, side, 0.35, 0.7), 0.2, 0.24))
     hull *= chest.airy
     patches = 0.35 + 0.85 * _mottle(chest, place.more, 30.0) ** 1.5
-    return np.float32(0.75 * contrast) * hull * patches, hull > 0.25
+    return np.float32(0.75 * contrast) * hull * patches, hull > 0.18
 
 
 def atelectasis(chest: Chest, place: Place, contrast: float) -> Painted:
