@@ -62,7 +62,7 @@ def run(
     key = key_of(inputs)
     folder = root / f"{name}-{key}"
     root.mkdir(parents=True, exist_ok=True)
-    with _alone(root / f"{name}-{key}.lock", name, journal):
+    with _alone(root / f".{name}-{key}.lock", name, journal):
         return _run(folder, key, name, inputs, work, journal)
 
 
@@ -73,7 +73,7 @@ def _alone(path: pathlib.Path, name: str, journal: Journal) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            journal.say(f"[{name}] another process works in {path.with_suffix('')}; waiting for it")
+            journal.say(f"[{name}] another process does this stage; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
