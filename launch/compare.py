@@ -16,6 +16,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from repgls_jax import evaluate, workflow
+from repgls_jax.config import parse_flags
 from repgls_jax.data import shards
 from repgls_jax.results import compare, table
 from repgls_jax.train.journal import Journal
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> None:
                 journal.say(f"\n== {policy}, seed {seed}")
                 chain = workflow.run(_with(policy, int(seed)), pathlib.Path(_WORKDIR.value), journal)
                 folders[policy].append(chain["evaluation"].folder)
-    except (ValueError, FileNotFoundError, DivergedError) as error:
+    except (ValueError, OSError, DivergedError) as error:
         raise SystemExit(f"error: {error}") from None
     vocabulary = shards.vocabulary(chain["data"].folder / "set" / "shards")
     shape = (-1, len(vocabulary))
@@ -73,4 +74,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

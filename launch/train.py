@@ -15,6 +15,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from repgls_jax import workflow
+from repgls_jax.config import parse_flags
 from repgls_jax.train.journal import Journal, duration
 from repgls_jax.train.loop import DivergedError
 
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> None:
     journal.say(f"{len(devices)} device(s): {devices[0].device_kind}; jax {jax.__version__}")
     try:
         done = workflow.run(_CONFIG.value, pathlib.Path(_WORKDIR.value), journal)
-    except (ValueError, FileNotFoundError, DivergedError) as error:
+    except (ValueError, OSError, DivergedError) as error:
         raise SystemExit(f"error: {error}") from None
     journal.say("\nstage        took     folder")
     for name, stage in done.items():
@@ -43,4 +44,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import ml_collections
+from absl import flags
 
 
 def parse_arguments(text: str | None, defaults: dict[str, Any]) -> ml_collections.ConfigDict:
@@ -59,3 +60,17 @@ def choose(name: str, value: str, choices: Any) -> Any:
 def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The config as nested dicts of JSON values, for hashes and files."""
     return json.loads(config.to_json_best_effort())
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """A ``flags_parser`` for ``absl.app.run`` that ends with the reason alone.
+
+    A config file that refuses its arguments would otherwise be told as a traceback through the flags library.
+    """
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        reason = str(error).strip().splitlines()[-1]
+    except (KeyError, AttributeError) as error:  # --config.x.y=... of a field that the config lacks
+        reason = f"no such setting: {' '.join(str(error.args[0]).split())}"
+    raise SystemExit(f"error: {reason.removeprefix('ValueError: ')}")

@@ -229,7 +229,16 @@ def test_missing_checkpoint_and_run(done, tmp_path):
         evaluate.run(tmp_path, tmp_path, "test", settings, Journal(stream=None))
 
 
-def test_commands_end_with_the_message_and_no_traceback():
-    process = run("launch/train.py", "--config=configs/luvit.py:size=test,data=table,source=/nowhere/at/all")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/luvit.py:data=table,source=/nowhere/at/all"], "/nowhere/at/all"),
+        (["--config=configs/luvit.py:polcy=rgn"], "'polcy' is unknown; expected one of data"),
+        (["--config=configs/luvit.py", "--config.polic.name=rgn"], "polic"),
+        (["--config=configs/none.py"], "configs/none.py"),
+    ],
+)
+def test_commands_end_with_the_message_and_no_traceback(arguments, message):
+    process = run("launch/train.py", *arguments)
     text = process.communicate()[0]
-    assert process.returncode == 1 and "error: " in text and "/nowhere/at/all" in text and "Traceback" not in text
+    assert process.returncode == 1 and "error: " in text and message in text and "Traceback" not in text
