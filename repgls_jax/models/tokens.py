@@ -8,9 +8,6 @@ itself and of its character 3- and 4-grams (Bojanowski et al., TACL 2017, arXiv 
 import functools
 import re
 import zlib
-from collections.abc import Sequence
-
-import numpy as np
 
 BUCKETS = 8192  # ids 1..BUCKETS-1; 0 is padding
 SUBWORDS = 12  # ids kept of a word; longer words lose their last n-grams
@@ -29,24 +26,3 @@ def subwords(word: str) -> tuple[int, ...]:
     grams = [marked] + [marked[i : i + n] for n in (3, 4) for i in range(len(marked) - n + 1)]
     kept = list(dict.fromkeys(grams))[:SUBWORDS]
     return tuple(zlib.crc32(g.encode()) % (BUCKETS - 1) + 1 for g in kept)
-
-
-def encode(texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Texts as sub-word ids.
-
-    Args:
-      texts: n strings.
-      length: l, words kept of each; the rest is cut.
-
-    Returns:
-      ids [n, l, SUBWORDS] int32 (0 = padding), and offsets [n, l] int32 (-1 = padding), the character each word
-      starts at.
-    """
-    ids = np.zeros((len(texts), length, SUBWORDS), np.int32)
-    offsets = np.full((len(texts), length), -1, np.int32)
-    for i, text in enumerate(texts):
-        for j, (word, start) in enumerate(words(text)[:length]):
-            grams = subwords(word)
-            ids[i, j, : len(grams)] = grams
-            offsets[i, j] = start
-    return ids, offsets
