@@ -82,7 +82,7 @@ def run(
     )
     made = labels.columns(examples, evidence or None, vocabulary)
     truth, mask, reference = labels.reference(made, examples["has_report"])
-    batch_size = -(-config["batch_size"] // mesh.size) * mesh.size
+    batch_size = sharding.round_up(config["batch_size"], mesh.size)
     batches = pipeline.eval_batches(data_folder / SHARDS, split, {}, batch_size=batch_size)
     predicted = luvit.predict(luvit.make_forward(model), params, batches, mesh)
     results = score.score(

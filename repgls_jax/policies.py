@@ -9,8 +9,7 @@ are named in the README's table of policies.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Container, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -193,7 +192,7 @@ POLICIES: dict[str, Policy] = {
 }
 
 
-def require_columns(policy: str, columns: Mapping[str, Any]) -> None:
+def require_columns(policy: str, columns: Container[str]) -> None:
     """Refuses a policy whose labels the data set does not have.
 
     Raises:

@@ -5,12 +5,19 @@ presence gives the hard label ``y = 1[p >= 1/2]`` and the rate ``r = min(2p, 2(1
 ``(1 - r) y + r / 2`` is p itself.
 """
 
+from typing import Any
+
 import numpy as np
 
 from repgls_jax.findings import CERTAIN
 
 # |r| < 1 keeps the target on y's side of one half. .95 leaves a wording of p = .5 a pull of .025 towards its label.
 R_MAX = 0.95
+
+
+def hedge_rate(p: Any, xp: Any = np) -> Any:
+    """``min(2p, 2(1 - p))`` clipped at :data:`R_MAX`: [...] of the module ``xp`` (numpy, or jax.numpy when traced)."""
+    return xp.minimum(xp.minimum(2 * p, 2 * (1 - p)), R_MAX)
 
 
 def expert_rates(p: np.ndarray, rho: float = 0.0, r_blank: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -36,7 +43,7 @@ def expert_rates(p: np.ndarray, rho: float = 0.0, r_blank: float = 0.0) -> tuple
     if not -1 < r_blank < 1:
         raise ValueError(f"r_blank is {r_blank}; expected (-1, 1)")
     y = p >= 0.5  # False for NaN
-    r = np.minimum(np.minimum(2 * p, 2 * (1 - p)), R_MAX)
+    r = hedge_rate(p)
     if rho:
         r = np.where((p >= CERTAIN) | (p <= 1 - CERTAIN), -rho, r)
     return y.astype(np.int8), np.where(blank, r_blank, r).astype(np.float32)

@@ -22,9 +22,10 @@ from repgls_jax import data as data_lib
 from repgls_jax import findings as findings_lib
 from repgls_jax.data import shards as shards_lib
 from repgls_jax.data.build import MANIFEST, REPORTS, SHARDS
+from repgls_jax.data.features import SIMULATED
 from repgls_jax.data.source import SPLITS, Source
 from repgls_jax.models import vit
-from repgls_jax.policies import POLICIES, PolicyConfig
+from repgls_jax.policies import POLICIES, PolicyConfig, require_columns
 from repgls_jax.reports import extract as extract_lib
 from repgls_jax.stages import Done
 from repgls_jax.train import luvit, rgn, sharding
@@ -190,7 +191,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         if train.batch_size % devices:
             raise ValueError(
                 f"{name}.batch_size is {train.batch_size}; {devices} devices need a multiple of {devices}: "
-                f"--config.{name}.batch_size={-(-train.batch_size // devices) * devices}"
+                f"--config.{name}.batch_size={sharding.round_up(train.batch_size, devices)}"
             )
     _, patch = vit.parse_model(config.model.name)
     side = config.data.options.image_size
@@ -198,12 +199,9 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             f"images of {side} pixels do not divide into the patches of {config.model.name}; set image_size="
         )
-    needs = POLICIES[config.policy.name].needs
-    if config.task == "luvit" and needs and not make_source(config).simulated:
-        raise ValueError(
-            f"policy {config.policy.name!r} needs {', '.join(needs)}, which only simulated data has; choose one of "
-            + ", ".join(name for name, policy in POLICIES.items() if not policy.needs)
-        )
+    name = config.policy.name
+    if config.task == "luvit" and POLICIES[name].needs:
+        require_columns(name, SIMULATED if make_source(config).simulated else ())
 
 
 def run(config: ml_collections.ConfigDict, root: pathlib.Path, journal: Journal) -> dict[str, Done]:

@@ -47,7 +47,7 @@ def make_loss(
         r = losses.ramp_negative(targets.r, step, warmup, ramp)
         presence = losses.masked_mean(losses.gls_binary(out["logits"], targets.y, r, config.margin_cap), targets.mask)
         p = batch["p"]
-        wording = jnp.minimum(jnp.minimum(2 * p, 2 * (1 - p)), rates.R_MAX)
+        wording = rates.hedge_rate(p, jnp)
         mentioned = batch["observed"] & (batch["state"] != findings.NOT_MENTIONED)
         error = optax.losses.huber_loss(out["rate"], jnp.where(mentioned, wording, 0.0), delta=0.25)
         uncertainty = losses.masked_mean(error, mentioned)
@@ -138,7 +138,7 @@ def run(
     target, mask = labels.noisy_reference(columns["valid"])
 
     def validate(params: Params, mesh: Mesh) -> dict[str, float]:
-        size = -(-config.evaluate.batch_size // mesh.size) * mesh.size
+        size = sharding.round_up(config.evaluate.batch_size, mesh.size)
         batches = pipeline.eval_batches(shards, "valid", {}, batch_size=size)
         probability = predict(forward, params, batches, mesh)["probability"]
         return {"mean_auroc": float(metrics.mean_auroc(probability, target, mask))}

@@ -60,7 +60,7 @@ def predict(
     size: int = 256,
 ) -> np.ndarray:
     """Rates [len(rows), c] float32 of some studies, computed in batches of ``size`` (rounded up to the devices)."""
-    size = -(-size // mesh.size) * mesh.size
+    size = sharding.round_up(size, mesh.size)
     out = np.zeros((len(rows), wording.expert.shape[1]), np.float32)
     for first in range(0, len(rows), size):
         chosen = rows[np.minimum(np.arange(first, first + size), len(rows) - 1)]  # the last row fills the last batch

@@ -48,6 +48,11 @@ def shard_state(state: Any, mesh: Mesh, preset: str) -> Any:
     return jax.tree.map(lambda x: NamedSharding(mesh, PRESETS[preset](x.shape, mesh)), state)
 
 
+def round_up(size: int, devices: int) -> int:
+    """The smallest multiple of ``devices`` that is at least ``size``: a batch must divide over them."""
+    return -(-size // devices) * devices
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """A host's part of the global batch, as arrays split over "data" along their first axis.
 
