@@ -12,7 +12,7 @@ import sys
 from absl import app, flags
 
 from repgls_jax import findings as findings_lib
-from repgls_jax.reports import extract as extract_lib
+from repgls_jax.extraction import run as extract_lib
 
 _REPORTS = flags.DEFINE_string("reports", None, "CSV or Parquet file of reports.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Parquet file to write.", required=True)

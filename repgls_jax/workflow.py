@@ -24,9 +24,9 @@ from repgls_jax.data import shards as shards_lib
 from repgls_jax.data.build import MANIFEST, REPORTS, SHARDS
 from repgls_jax.data.features import SIMULATED
 from repgls_jax.data.source import SPLITS, Source
+from repgls_jax.extraction import run as extract_lib
 from repgls_jax.models import vit
 from repgls_jax.policies import POLICIES, PolicyConfig, require_columns
-from repgls_jax.reports import extract as extract_lib
 from repgls_jax.stages import Done
 from repgls_jax.train import luvit, rgn, sharding
 from repgls_jax.train.journal import Journal

@@ -1,5 +1,5 @@
-"""Reports in, evidence out: what a report says of each finding, how sure it is, and which words say so.
+"""A report in, evidence out: what it says of each finding, how sure it is, and which words say so.
 
 The parts are pure and stand in reading order: sections, sentences, lexicon (data), mentions, scope, resolve, engine.
-Only ``extract`` touches files.
+Files, processes and other readers are in :mod:`repgls_jax.extraction`.
 """

@@ -11,8 +11,8 @@ import pytest
 
 from repgls_jax import findings as findings_lib
 from repgls_jax import sidecars
-from repgls_jax.reports import extract as extract_lib
-from repgls_jax.reports import source
+from repgls_jax.extraction import run as extract_lib
+from repgls_jax.extraction import source
 
 ROOT = pathlib.Path(__file__).parents[1]
 CANARY = "zebrafinch"

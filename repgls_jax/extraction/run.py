@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from repgls_jax import findings as findings_lib
 from repgls_jax import sidecars
+from repgls_jax.extraction import source
 from repgls_jax.reports import engine as engine_lib
-from repgls_jax.reports import source
 
 # Backend name -> function that makes a reader: an object with .version and .read(report) -> list of Evidence.
 BACKENDS: dict[str, Callable[[findings_lib.Vocabulary], Any]] = {"lexicon": engine_lib.Engine}
