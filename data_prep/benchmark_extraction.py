@@ -110,7 +110,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; every option is a flag")
     try:
-        reports = [report for batch in source.Source(pathlib.Path(_REPORTS.value)).batches() for report in batch]
+        reports = list(source.Source(pathlib.Path(_REPORTS.value)).reports())
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"benchmark_extraction: {error}")
     makers = {"rule engine": _engine}

@@ -30,7 +30,10 @@ EVIDENCE = pa.schema(
         ("field", pa.string()),  # which field of the report the offsets point into
         ("start", pa.int32()),  # the sentence, as character offsets into that field
         ("end", pa.int32()),
-        ("mention", pa.int32()),  # character offset of the finding's name in that field
+        ("mention", pa.int32()),  # the words that name the finding
+        ("mention_end", pa.int32()),
+        ("cue_start", pa.int32()),  # the words of the cue; -1 and -1 when no words of the report are pointed at
+        ("cue_end", pa.int32()),
         ("labeller", pa.string()),
         ("version", pa.string()),
         ("prompt_hash", pa.string()),  # "" for labellers without a prompt

@@ -24,6 +24,7 @@ from repgls_jax.data import shards as shards_lib
 from repgls_jax.data.build import MANIFEST, REPORTS, SHARDS
 from repgls_jax.data.features import SIMULATED
 from repgls_jax.data.source import SPLITS, Source
+from repgls_jax.extraction import backends
 from repgls_jax.extraction import run as extract_lib
 from repgls_jax.models import vit
 from repgls_jax.policies import POLICIES, PolicyConfig, require_columns
@@ -32,7 +33,7 @@ from repgls_jax.train import luvit, rgn, sharding
 from repgls_jax.train.journal import Journal
 
 # Raised when a stage's result changes for the same inputs, so that old folders are not taken for new ones.
-STAGE_VERSIONS = {"data": 1, "evidence": 1, "rgn": 1, "luvit": 1, "evaluation": 1}
+STAGE_VERSIONS = {"data": 1, "evidence": 2, "rgn": 1, "luvit": 1, "evaluation": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +132,7 @@ def prepare(config: ml_collections.ConfigDict, root: pathlib.Path, journal: Jour
         return done
 
     backend = config.extract.backend
-    labeller = config_lib.choose("backend", backend, extract_lib.BACKENDS)(done.vocabulary).version
+    labeller = backends.make(backend, done.vocabulary).version
 
     def extract(folder: pathlib.Path) -> dict[str, Any]:
         # The journal's own line sums the stage up.

@@ -1,6 +1,7 @@
 """Properties of the rule engine: negation flips, offsets point at words, hostile text is harmless, the same in is the
 same out."""
 
+import itertools
 import pickle
 import time
 
@@ -90,6 +91,29 @@ def test_alternatives_share_and_an_alternative_twice_adds_up():
     assert p("Cannot exclude a nodule or mass.", "Lung Lesion") == 0.3
 
 
+@pytest.mark.parametrize("words", ["is favored over", "is more likely than", "is less likely than"])
+def test_a_comparison_splits_its_probability_between_its_sides(words):
+    for first, second in itertools.permutations(("pneumonia", "atelectasis", "pulmonary edema"), 2):
+        text = f"Here {first} {words} {second}."
+        ours, theirs = p(text, NAMES[first]), p(text, NAMES[second])
+        assert ours is not None
+        assert theirs is not None
+        assert ours + theirs == pytest.approx(1)
+        assert (ours > theirs) == ("less" not in words)
+
+
+@pytest.mark.parametrize("cue", ["cannot be excluded", "is suspected", "is unlikely", "may be present"])
+def test_as_is_repeats_what_was_said(cue):
+    assert p(f"Pneumonia {cue}, as is a small effusion.", "Pleural Effusion") == p(f"Pneumonia {cue}.", "Pneumonia")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "infiltrate"])  # which is an opacity itself
+def test_a_question_about_a_shadow_leaves_the_shadow(name):
+    text = f"It is unclear whether the opacity is {name}."
+    assert p(text, "Lung Opacity") == 1
+    assert p(text, NAMES[name]) == 0.45
+
+
 def test_impression_wins_but_not_with_less_to_say():
     assert p("Possible effusion.", "Pleural Effusion", "No effusion.") == 0
     assert p("Effusion.", "Pleural Effusion", "Possible effusion.") == 0.5
@@ -175,6 +199,14 @@ def test_sections_of_free_style_reports():
         ("other", "The lungs are clear."),
         ("impression", "Normal."),
     ]
+
+
+def test_a_heading_by_organ_ends_what_does_not_count():
+    text = "INDICATION: rule out pneumonia. Lungs: clear. Heart: normal."
+    assert [(s, text[a:b].strip()) for s, a, b in sections.split(text, "other")] == [
+        ("findings", "Lungs: clear. Heart: normal."),
+    ]
+    assert sections.split("Nodule. Heart: normal.", "impression") == [("impression", 0, 22)]
 
 
 def test_lexicon_is_complete():

@@ -1,34 +1,25 @@
-"""Reports on disk in, evidence.parquet out: the effects around the engine.
+"""Reports on disk in, evidence.parquet out: the run, which loses nothing.
 
-Reports are streamed in batches and evidence is written row group by row group, so memory does not grow with the file.
-A report that cannot be read is not dropped: it is counted, and listed without its text in
-``<output>.quarantine.csv``.
+Reports are streamed and the evidence of every chunk is written as a part (see :mod:`repgls_jax.extraction.parts`), so
+memory does not grow with the number of reports, and a run that was killed goes on from its parts. A report that cannot
+be read is not dropped: it is counted, and listed without its text in ``<output>.quarantine.csv``.
 """
 
 import collections
-import concurrent.futures
-import hashlib
+import dataclasses
 import itertools
-import multiprocessing
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from repgls_jax import findings as findings_lib
-from repgls_jax import sidecars
-from repgls_jax.extraction import source
-from repgls_jax.reports import engine as engine_lib
-
-# Backend name -> function that makes a reader: an object with .version and .read(report) -> list of Evidence.
-BACKENDS: dict[str, Callable[[findings_lib.Vocabulary], Any]] = {"lexicon": engine_lib.Engine}
+from repgls_jax.extraction import backends, parts, source
+from repgls_jax.extraction import workers as workers_lib
 
 _TELL_EVERY = 10.0  # seconds between lines of progress
 
-Columns = dict[str, list[Any]]
+COUNTS = ("reports", "rows", "empty", "truncated", "quarantined", "positive", "negative", "uncertain")
 
 
 def extract(
@@ -38,128 +29,130 @@ def extract(
     backend: str = "lexicon",
     log: Callable[[str], None] | None = None,
     workers: int = 1,
+    settings: Any = None,
 ) -> dict[str, int]:
-    """Extracts evidence from a file of reports.
+    """Extracts evidence from reports; called again after it was interrupted, goes on where it stood.
 
     Args:
-      reports_path: .csv or .parquet with the columns study_id and at least one of findings, impression, report.
+      reports_path: see :class:`repgls_jax.extraction.source.Source`.
       output_path: Parquet side-car to write (see :data:`repgls_jax.sidecars.EVIDENCE`); it appears when complete.
       vocabulary: findings to give evidence for.
-      backend: key in :data:`BACKENDS`.
-      log: called with a line of progress every ten seconds and with a summary; never with report text.
+      backend: see :func:`repgls_jax.extraction.backends.load`.
+      log: called with a line of progress at the first chunk and every ten seconds, and with a summary; never with
+        report text.
       workers: processes.
+      settings: of the backend, None for its defaults.
 
     Returns:
-      Counts: reports (read), rows, empty (reports without text), truncated (cut at the engine's limit), quarantined,
-      and rows by state: positive, negative, uncertain.
+      Counts, see :data:`COUNTS`: reports (read), rows, empty (reports without text), truncated (too long for the
+      backend, read in part), quarantined, and rows by state. They are those of the whole file, however many runs it
+      took.
 
     Raises:
       FileNotFoundError: there is no reports file.
-      ValueError: unknown backend or file type, a column is missing, the file is empty or malformed, or every report
-        is quarantined.
+      ValueError: the backend or file type is unknown, a setting is wrong, a column is missing, the file is empty or
+        malformed, every report is quarantined, or another process is writing the same output.
+      OSError: the disk is full, or a worker process died. The parts that are finished stay.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend {backend!r} is unknown; expected one of {', '.join(BACKENDS)}")
     if workers < 1:
         raise ValueError(f"workers is {workers}; expected at least 1")
-    reader = source.Source(pathlib.Path(reports_path))
     output_path = pathlib.Path(output_path)
     say = log or (lambda line: None)
-    counts: collections.Counter[str] = collections.Counter()
+    settings = backends.settings_of(backend, {}) if settings is None else settings
+    reader = source.Source(pathlib.Path(reports_path))
+    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     output_path.parent.mkdir(parents=True, exist_ok=True)
-    partial = output_path.with_name(output_path.name + ".partial")
-    schema = sidecars.with_vocabulary(sidecars.EVIDENCE, vocabulary)
-    started = told = time.monotonic()
-    try:
-        with pq.ParquetWriter(partial, schema) as writer:
-            for columns, batch in _work(reader.batches(), vocabulary, backend, workers):
-                writer.write_table(pa.table(columns, schema=schema))
-                counts.update(batch)
-                now = time.monotonic()
-                if now - told > _TELL_EVERY:
-                    told = now
-                    say(_progress(counts["reports"], reader.fraction, now - started))
-        source.write_quarantine(output_path, reader.quarantine)
-        if counts["reports"] == 0:
-            raise ValueError(
-                f"{reports_path} gave no readable report ({len(reader.quarantine)} quarantined); expected at least one"
-            )
-        partial.replace(output_path)
-    finally:
-        partial.unlink(missing_ok=True)
-    counts["quarantined"] = len(reader.quarantine)
-    seconds = max(time.monotonic() - started, 1e-9)
-    say(
-        f"extract: {counts['reports']} reports, {counts['rows']} rows, {counts['quarantined']} quarantined, "
-        f"{counts['reports'] / seconds:.0f} reports a second"
-    )
-    names = ("reports", "rows", "empty", "truncated", "quarantined", "positive", "negative", "uncertain")
-    return {name: counts[name] for name in names}
+    with parts.alone(output_path):
+        counts = _extract(reader, output_path, workers_lib.Task(backend, values, vocabulary), workers, say)
+    if not counts["reports"]:
+        raise ValueError(
+            f"{reports_path} gave no readable report ({counts['quarantined']} quarantined); expected at least one"
+        )
+    return counts
 
 
-def _progress(reports: int, fraction: float, seconds: float) -> str:
-    left = seconds * (1 - fraction) / max(fraction, 1e-6)
-    return f"extract: {reports} reports, {reports / seconds:.0f} a second, about {left:.0f} s left"
+def _extract(
+    reader: source.Source, output: pathlib.Path, task: workers_lib.Task, workers: int, say: Callable[[str], None]
+) -> dict[str, int]:
+    """The run; writes no side-car when no report can be read."""
+    reports = reader.reports()
+    first = list(itertools.islice(reports, 1))  # what is no reports file is refused before a model is loaded
+    if not first:
+        source.write_quarantine(output, reader.quarantine)
+        return dict.fromkeys(COUNTS, 0) | {"quarantined": len(reader.quarantine)}
+    with workers_lib.start(task, workers) as readers:
+        folder = parts.Folder(output, task.vocabulary, readers.identity, say)
+        progress = _Progress(say)
+        batches = source.in_batches(itertools.chain(first, reports), readers.identity["chunk"])
+        for job, part in readers.read(_jobs(batches, reader, folder)):
+            progress.add(job, part)
+    source.write_quarantine(output, reader.quarantine + progress.faults)
+    if progress.counts["reports"]:
+        folder.join(progress.parts)
+    folder.remove()
+    return progress.end(len(reader.quarantine))
 
 
-def report_hash(report: Mapping[str, str]) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of a report's fields."""
-    text = "\0".join(report.get(field) or "" for field in engine_lib.FIELDS)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+def _jobs(
+    batches: Iterable[list[source.Report]], reader: source.Source, folder: parts.Folder
+) -> Iterator[workers_lib.Job]:
+    """Chunks to read, and parts that need not be read again."""
+    for number, reports in enumerate(batches):
+        hashes = [workers_lib.report_hash(report) for report in reports]
+        chunk = workers_lib.Chunk(folder.file(number), reports, hashes)
+        yield workers_lib.Job(folder.find(number, chunk.digest) or chunk, reader.fraction)
 
 
-def read_batch(batch: list[source.Report], reader: Any, labeller: str) -> tuple[Columns, dict[str, int]]:
-    """Evidence of a batch of reports.
+class _Progress:
+    """Sums parts up and tells how far the run is; parts of an earlier run count as done, but not in the rate.
 
-    Args:
-      batch: reports with study_id.
-      reader: from :data:`BACKENDS`.
-      labeller: name for the provenance column.
-
-    Returns:
-      Columns of :data:`repgls_jax.sidecars.EVIDENCE`, and the batch's counts.
+    Attributes:
+      counts: of all parts.
+      faults: (where, reason) of the reports that the backend could not read.
+      parts: how many.
     """
-    columns: Columns = {name: [] for name in sidecars.EVIDENCE.names}
-    counts = {"reports": len(batch), "empty": 0, "truncated": 0}
-    for report in batch:
-        texts = [report.get(field) or "" for field in engine_lib.FIELDS]
-        counts["empty"] += not any(text.strip() for text in texts)
-        counts["truncated"] += any(len(text) > engine_lib.MAX_CHARS for text in texts)
-        digest = report_hash(report)
-        for e in reader.read(report):
-            place = (e.cue, e.section, e.field, e.start, e.end, e.mention_start)
-            row = (report["study_id"], e.finding, e.state, e.p, *place, labeller, reader.version, "", digest)
-            for column, value in zip(columns.values(), row, strict=True):
-                column.append(value)
-    counts["rows"] = len(columns["state"])
-    for state in (findings_lib.POSITIVE, findings_lib.NEGATIVE, findings_lib.UNCERTAIN):
-        counts[findings_lib.STATES[state]] = columns["state"].count(state)
-    return columns, counts
 
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.faults: list[tuple[str, str]] = []
+        self.parts = 0
+        self._say = say
+        self._began, self._told = time.monotonic(), float("-inf")
+        self._share = self._fresh_share = 0.0  # of all reports: done, and read by this run
+        self._fresh = self._reused = 0  # reports read by this run and by an earlier one
 
-def _work(
-    batches: Iterator[list[source.Report]], vocabulary: findings_lib.Vocabulary, backend: str, workers: int
-) -> Iterator[tuple[Columns, dict[str, int]]]:
-    """Results in the order of the batches; with several workers, only a few batches are held at a time."""
-    if workers == 1:
-        reader = BACKENDS[backend](vocabulary)
-        for batch in batches:
-            yield read_batch(batch, reader, backend)
-        return
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, context, _start, (vocabulary, backend)) as pool:
-        waiting = collections.deque(pool.submit(_in_worker, b) for b in itertools.islice(batches, 2 * workers))
-        while waiting:
-            yield waiting.popleft().result()
-            waiting.extend(pool.submit(_in_worker, b) for b in itertools.islice(batches, 1))
+    def add(self, job: workers_lib.Job, part: parts.Part) -> None:
+        """Takes the next part."""
+        self.parts += 1
+        self.counts.update(part.counts)
+        self.faults += [(f"study {study}", reason) for study, reason in part.faults]
+        size = part.counts["reports"] + len(part.faults)
+        grown, self._share = job.share - self._share, job.share
+        if isinstance(job.work, parts.Part):
+            self._reused += size
+            return
+        if self._reused and not self._fresh:
+            self._say(f"extract: going on after {self._reused} reports that an earlier run has read")
+        self._fresh += size
+        self._fresh_share += grown
+        now = time.monotonic()
+        if now - self._told >= _TELL_EVERY and self._share < 1:
+            self._told = now
+            seconds = max(now - self._began, 1e-9)
+            # The share grows by what is read from the file at a time, so it may not have moved yet.
+            left = seconds * (1 - self._share) / self._fresh_share if self._fresh_share > 0 else float("nan")
+            self._say(
+                f"extract: {self._fresh + self._reused} reports, {self._share:.0%} of the file, "
+                f"{self._fresh / seconds:.1f} a second" + (f", about {left:.0f} s left" if left == left else "")
+            )
 
-
-_READER: list[tuple[Any, str]] = []  # one per worker process, put there by _start
-
-
-def _start(vocabulary: findings_lib.Vocabulary, backend: str) -> None:
-    _READER.append((BACKENDS[backend](vocabulary), backend))
-
-
-def _in_worker(batch: list[source.Report]) -> tuple[Columns, dict[str, int]]:
-    return read_batch(batch, *_READER[0])
+    def end(self, quarantined: int) -> dict[str, int]:
+        """Says and returns the sums; ``quarantined`` are the source's."""
+        self.counts["quarantined"] = quarantined + len(self.faults)
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        reused = f" ({self._reused} read by an earlier run)" if self._reused else ""
+        self._say(
+            f"extract: {self.counts['reports']} reports{reused}, {self.counts['rows']} rows, "
+            f"{self.counts['quarantined']} quarantined, {self._fresh / seconds:.1f} reports a second"
+        )
+        return {name: self.counts[name] for name in COUNTS}

@@ -4,6 +4,7 @@ Every decision can be traced: each :class:`~repgls_jax.reports.resolve.Evidence`
 of its sentence, of the words that name the finding, and of the cue.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from repgls_jax import __version__
 from repgls_jax import findings as findings_lib
 from repgls_jax.reports import lexicon as lexicon_lib
 from repgls_jax.reports import mentions, patterns, resolve, scope, sections, sentences
+from repgls_jax.reports import override as override_lib
 from repgls_jax.reports.resolve import Evidence
 
 # Fields of a report, with the section that their text belongs to until a heading says otherwise.
@@ -29,13 +31,21 @@ class Engine:
 
     Attributes:
       vocabulary: findings that evidence is given for.
-      version: package version and hash of the lexicon.
+      version: package version and hash of the lexicon, and of the override if there is one.
     """
 
-    def __init__(self, vocabulary: findings_lib.Vocabulary, lexicon: lexicon_lib.Lexicon | None = None) -> None:
+    def __init__(
+        self,
+        vocabulary: findings_lib.Vocabulary,
+        lexicon: lexicon_lib.Lexicon | None = None,
+        override: override_lib.Override | None = None,
+    ) -> None:
         self.vocabulary = vocabulary
         self.lexicon = lexicon_lib.load() if lexicon is None else lexicon
+        self.override = override
         self.version = f"{__version__}+lexicon.{self.lexicon.digest}"
+        if override is not None:
+            self.version += f"{override_lib.VERSION}{override.digest}"
         self._wanted = frozenset(vocabulary.findings)
         self._cache: dict[str, list[_Row]] = {}
 
@@ -92,10 +102,17 @@ class Engine:
             if e.finding in self._wanted:
                 by_finding.setdefault(e.finding, []).append(e)
         found = [resolve.resolve(by_finding[f]) for f in self.vocabulary.findings if f in by_finding]
+        said = found
+        if self.override is not None:  # after the conflicts, which wording decides
+            found = [self.override.apply(e) for e in found]
         if findings_lib.NO_FINDING in self._wanted:
             lengths = {field: len((report.get(field) or "").strip()) for field in FIELDS}
             field = max(lengths, key=lambda name: lengths[name])
             if lengths[field]:
                 text = str(report[field])[:MAX_CHARS]
-                found.insert(0, resolve.no_finding(found, field, FIELDS[field], len(text)))
+                normal = resolve.no_finding(found, field, FIELDS[field], len(text))
+                if self.override is not None:
+                    by_wording = resolve.no_finding(said, field, FIELDS[field], len(text))
+                    normal = dataclasses.replace(normal, said=by_wording.p)
+                found.insert(0, normal)
         return found

@@ -12,9 +12,11 @@ from repgls_jax.reports.mentions import HEADS, Item
 # p of each of n alternatives (convention: about .5 each of two); "and/or" leaves more to each.
 _SHARE = {1: 0.5, 2: 0.5, 3: 0.38}
 _SHARE_MANY = 0.3
-_SHARE_AND_OR = 0.6
+_SHARE_AND_OR = 0.55
 # A cause named after one of these is no alternative to it: "opacity, atelectasis or pneumonia".
 _SIGNS = frozenset(("Lung Opacity",))
+# Nor does a list of findings turn these into alternatives: "cardiomegaly, effusion or pleural thickening".
+_APART = frozenset(("Cardiomegaly", "Enlarged Cardiomediastinum", "Fracture", "Support Devices"))
 
 _JOINTS = ("and", "or", "and_or", "comma")
 _TRANSPARENT = (*_JOINTS, "qualifier", "continue", "done", "subject")
@@ -34,15 +36,19 @@ def find(
       head -> number of its group, and head -> share for the heads that are alternatives; heads are indices of items.
     """
     heads = [k for k, item in enumerate(items) if item.kind in HEADS]
+    shares: dict[int, Share] = {}
+    if len(heads) == 1:
+        _lone(items, heads, tokens, shares)
+        return {heads[0]: 0}, shares
     links = [_link(items, a, b, tokens, lexicon) for a, b in itertools.pairwise(heads)]
-    _open_commas(links)
+    open_lists = _open_lists(items, heads, links)
+    _open_commas(links, open_lists)
     groups: dict[int, int] = {}
     number = 0
     for n, k in enumerate(heads):
         number += n > 0 and not links[n - 1][0]
         groups[k] = number
-    shares: dict[int, Share] = {}
-    _joined(items, heads, links, shares)
+    _joined(items, heads, links, open_lists, shares)
     _lone(items, heads, tokens, shares)
     return groups, shares
 
@@ -58,8 +64,8 @@ def _link(items: Sequence[Item], left: int, right: int, tokens: Sequence[str], l
             return "", None
         if item.kind in _JOINTS:
             joints.append(item)
-    if not joints:
-        return "", None
+    if not joints:  # words side by side name one thing, or lack their comma
+        return ("and", items[left]) if items[left].j == items[right].i else ("", None)
     comma = "comma " if joints[0].kind == "comma" else ""
     last = joints[-1]
     if last.kind == "and_or":
@@ -71,11 +77,26 @@ def _link(items: Sequence[Item], left: int, right: int, tokens: Sequence[str], l
     return (comma + last.kind if last.kind == "and" else last.kind), last
 
 
-def _open_commas(links: list[Link]) -> None:
+def _open_lists(items: Sequence[Item], heads: list[int], links: list[Link]) -> dict[int, Item]:
+    """Lists that end in something unknown ("atelectasis, or underlying chronic change"): number of head -> "or"."""
+    found: dict[int, Item] = {}
+    for n, k in enumerate(heads):
+        if n < len(links) and links[n][0]:
+            continue
+        rest = [item for item in items[k + 1 : k + 4] if item.kind != "comma"]
+        if not rest or rest[0].kind not in ("or", "and_or") or rest[0].i - items[k].j > 2:
+            continue
+        if len(rest) == 1 or rest[1].kind not in (*HEADS, "cue") or rest[1].i - rest[0].j > 3:
+            found[n] = rest[0]
+    return found
+
+
+def _open_commas(links: list[Link], open_lists: dict[int, Item]) -> None:
     """Cuts at commas outside lists: a comma alone joins nothing unless "and" or "or" closes its list later."""
     closed = False
     for n in range(len(links) - 1, -1, -1):
         kind = links[n][0]
+        closed = closed or n + 1 in open_lists
         if kind == "comma":
             if not closed:
                 links[n] = ("", None)
@@ -83,7 +104,13 @@ def _open_commas(links: list[Link]) -> None:
             closed = bool(kind)
 
 
-def _joined(items: Sequence[Item], heads: list[int], links: list[Link], shares: dict[int, Share]) -> None:
+def _joined(
+    items: Sequence[Item],
+    heads: list[int],
+    links: list[Link],
+    open_lists: dict[int, Item],
+    shares: dict[int, Share],
+) -> None:
     """Shares of heads joined by "or", "versus", "and/or", with the list before them."""
     n = 0
     while n < len(links):
@@ -93,10 +120,14 @@ def _joined(items: Sequence[Item], heads: list[int], links: list[Link], shares: 
         first = n
         if end > n and links[n][0] == "comma" and _is_sign(items[heads[n]]):
             first += 1
+        while first < end and links[first][0] == "comma" and _is_apart(items[heads[first]]):
+            first += 1
         joints = [link for link in links[first:end] if link[0] in _ALTERNATIVE]
+        if end > first and end in open_lists:
+            joints.append(("or", open_lists[end]))
         if joints:
             loose = any(kind == "and_or" for kind, _ in joints)
-            share = _SHARE_AND_OR if loose else _SHARE.get(end - first + 1, _SHARE_MANY)
+            share = _SHARE_AND_OR if loose else _SHARE.get(end - first + 1 + (end in open_lists), _SHARE_MANY)
             word = joints[-1][1]
             assert word is not None
             shares.update(dict.fromkeys(heads[first : end + 1], (share, word, first)))
@@ -107,19 +138,26 @@ def _is_sign(item: Item) -> bool:
     return item.kind == "mention" and len(item.findings) == 1 and not _SIGNS.isdisjoint(item.findings)
 
 
+def _is_apart(item: Item) -> bool:
+    return item.kind == "mention" and not _APART.isdisjoint(item.findings)
+
+
 def _lone(items: Sequence[Item], heads: list[int], tokens: Sequence[str], shares: dict[int, Share]) -> None:
     """Alternatives whose other half is not in the vocabulary ("nodule versus vessel on end")."""
     known = set(heads)
     for k, item in enumerate(items):
         if item.kind not in ("or", "and_or"):
             continue
-        left = items[k - 1] if k - 1 in known else None
+        before = k - 2 if items[k - 1].kind == "comma" and tokens[item.i - 1] == "," else k - 1
+        left = items[before] if before in known else None
         right = items[k + 1] if k + 1 in known and items[k + 1].i - item.j <= 3 else None
-        # A plain "or" must touch its mention; "versus" may stand behind a few words of place.
-        gap = 1 if tokens[item.i] == "or" else 4
-        cued = k + 1 < len(items) and items[k + 1].kind == "cue"
+        # An "or" must touch its mention; "versus" may stand behind a few words of place.
+        gap = 4 if tokens[item.i] == "versus" and before == k - 1 else 1
         share = _SHARE_AND_OR if item.kind == "and_or" else _SHARE[2]
-        if left is not None and right is None and not cued and item.i - left.j <= gap:
-            shares.setdefault(k - 1, (share, item, -1 - k))
+        after = next((other for other in items[k + 1 : k + 3] if other.kind != "comma"), None)
+        if after is not None and after.cue is not None and after.kind == "cue" and after.i - item.j <= 2:
+            share = 1 - after.cue.p  # "atelectasis or, less likely, pneumonia"
+        if left is not None and right is None and item.i - left.j <= gap and share > 0:
+            shares.setdefault(before, (share, item, -1 - k))
         elif right is not None and k < heads[0] and tokens[item.i] == "versus":
             shares.setdefault(k + 1, (share, item, -1 - k))

@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from repgls_jax import findings as findings_lib
@@ -33,8 +33,10 @@ CATEGORIES = (
     "differential",
     "ignored",
 )
-DIRECTIONS = ("forward", "backward")
+DIRECTIONS = ("forward", "backward", "comparison")
 SCOPES = ("clause", "phrase")
+# Words from this length on are also known by their slips; shorter ones would turn into other words.
+_LONG = 8
 COLUMNS = ("id", "cue", "category", "p", "p_low", "p_high", "direction", "scope", "source", "notes")
 
 
@@ -48,7 +50,8 @@ class Cue:
       category: one of :data:`CATEGORIES`.
       p: probability of presence that it gives a finding in its reach; nan for "ignored".
       p_low, p_high: range that readers are known or judged to span.
-      direction: "forward" (acts on what follows) or "backward" (on what stands before).
+      direction: "forward" (acts on what follows), "backward" (on what stands before) or "comparison" ("more likely
+        than": what stands before gets p, what follows 1 - p).
       scope: "clause" (runs through lists until something breaks it) or "phrase" (one coordinated group).
       source, notes: where p comes from; remarks.
     """
@@ -73,8 +76,8 @@ class Term:
       cue: a certainty cue.
       findings: canonical names that a mention speaks of.
       weak: p of a mention that is only a sign of the finding, else 1.
-      role: grammar role ("break", "stop", "and", "or", "and_or", "comma", "continue", "done", "pseudo", "alternative",
-        "qualifier", "subject", "predicate"), or "".
+      role: grammar role ("break", "stop", "and", "or", "and_or", "comma", "continue", "done", "echo", "over", "pseudo",
+        "alternative", "qualifier", "subject", "predicate"), or "".
       name: subject or predicate name.
       qualifier: p that a negated mention keeps under this adjective ("no large ..."), 0 if none.
     """
@@ -161,6 +164,7 @@ def load(folder: pathlib.Path = HERE) -> Lexicon:
         wrong = sorted(set(vocabulary["findings"]) ^ known)
         raise ValueError(f"findings.json and the union vocabulary differ in {wrong}; every finding needs an entry")
     forms = {form: token for token, others in vocabulary["forms"].items() for form in others}
+    slips = {slip: token for token, others in vocabulary["forms"].items() for slip in _slips((token, *others))}
     terms: dict[tuple[str, ...], Term] = {}
     _add_grammar(terms, grammar, forms)
     _add_cues(terms, cues, forms)
@@ -168,11 +172,22 @@ def load(folder: pathlib.Path = HERE) -> Lexicon:
     trie: patterns.Trie = {}
     for row, term in terms.items():
         patterns.insert(trie, row, term)
+    known_tokens = {token for row in terms for token in row}
+    forms = {**{slip: token for slip, token in slips.items() if slip not in known_tokens}, **forms}
     statements = {tuple(k.rsplit(" ", 1)): v for k, v in grammar["statements"].items()}
     # The rules are code: evidence of other code is other evidence.
     code = [file.read_text("utf-8") for file in sorted(HERE.glob("*.py"))]
     digest = hashlib.sha256("\0".join([*texts.values(), *code]).encode()).hexdigest()[:12]
     return Lexicon({c.id: c for c in cues}, trie, forms, frozenset(grammar["fresh_start"]), statements, digest)
+
+
+def _slips(words: Iterable[str]) -> Iterator[str]:
+    """Long words as they are mistyped: a letter left out, doubled, or in its neighbour's place."""
+    for word in words:
+        for i in range(1, len(word) if len(word) >= _LONG and word.isalpha() else 0):
+            yield word[:i] + word[i + 1 :]
+            yield word[: i + 1] + word[i:]
+            yield word[: i - 1] + word[i] + word[i - 1] + word[i + 1 :]
 
 
 def _rows(pattern: str, forms: Mapping[str, str]) -> list[tuple[str, ...]]:
@@ -196,6 +211,8 @@ def _add_grammar(terms: dict[tuple[str, ...], Term], grammar: dict[str, Any], fo
         "and_or": "and_or",
         "comma": "comma",
         "done": "done",
+        "echo": "echo",
+        "over": "over",
     }
     for key, role in roles.items():
         for pattern in grammar[key]:

@@ -27,9 +27,9 @@ class Item:
 
     Attributes:
       kind: "mention", "alternative", "cue", "stop", "and", "or", "and_or", "comma", "qualifier", "continue", "done",
-        "subject" (of a statement of its own: "the heart border is not seen").
+        "echo", "over", "subject" (of a statement of its own: "the heart border is not seen").
       i, j: its tokens, half open.
-      cue: of kinds "cue", "or", "and_or".
+      cue: of kinds "cue", "or", "and_or", "over".
       findings: finding -> p as asserted (mentions only).
       weak: the mention is a sign or a statement, not the finding's own name.
       statement: the mention comes from a subject and a predicate.
@@ -49,6 +49,8 @@ class Item:
 
 def clauses(hits: Sequence[patterns.Hit], tokens: list[str], lexicon: lexicon_lib.Lexicon) -> list[list[Item]]:
     """The clauses of a sentence, each as its items in text order; phrases that do not count are dropped."""
+    if not any(hit[0].findings or hit[0].role == "predicate" for hit in hits):
+        return []  # most of a report's other sentences end here
     result: list[list[Item]] = []
     current: list[patterns.Hit] = []
     for k, hit in enumerate(hits):
@@ -66,7 +68,7 @@ def _goes_on(hits: Sequence[patterns.Hit], k: int) -> bool:
 
     "Pneumonia is less likely but not excluded"; "lungs are hyperexpanded but otherwise clear".
     """
-    rest = [hit for hit in hits[k + 1 : k + 4] if hit[0].role != "break"]
+    rest = [hit for hit in hits[k + 1 : k + 5] if hit[0].role not in ("break", "stop", "pseudo")]
     if not rest:
         return False
     cue = rest[0][0].cue
@@ -89,15 +91,47 @@ def _clause(hits: list[patterns.Hit], tokens: list[str], lexicon: lexicon_lib.Le
             items.append(Item("mention", i, j, findings=findings, weak=term.weak < 1))
         elif term.role in ("or", "and_or"):
             items.append(Item(term.role, i, j, cue=term.cue))
+        elif term.role == "over":
+            if _chooses(hits, k):
+                items.append(Item("over", i, j, cue=term.cue))
         elif term.cue is not None:
-            items.append(Item("cue", i, j, cue=term.cue))
-        elif term.role in ("stop", "and", "comma", "alternative", "continue", "done"):
+            items.extend(Item("cue", i, j, cue=cue) for cue in _sides(term.cue))
+        elif term.role == "alternative" and k + 1 < len(hits) and hits[k + 1][0].findings and hits[k + 1][1] == j:
+            continue  # "aspiration pneumonia" is one thing
+        elif term.role == "stop" and tokens[i] == "with" and _compound(hits, k):
+            items.append(Item("and", i, j))
+        elif term.role in ("stop", "and", "comma", "alternative", "continue", "done", "echo"):
             items.append(Item(term.role, i, j))
         elif term.role == "subject" and term.name not in _PLACES and not _located(tokens, i):
             items.append(Item("subject", i, j))
         elif term.qualifier:
             items.append(Item("qualifier", i, j, qualifier=term.qualifier))
     return items
+
+
+def _sides(cue: lexicon_lib.Cue) -> list[lexicon_lib.Cue]:
+    """A cue as it is, or, if it compares, what it says of the finding before it and of the one after it."""
+    if cue.direction != "comparison":
+        return [cue]
+    other = dataclasses.replace(cue, p=round(1 - cue.p, 4), direction="forward", scope="comparison")
+    return [dataclasses.replace(cue, direction="backward", scope="comparison"), other]
+
+
+def _chooses(hits: list[patterns.Hit], k: int) -> bool:
+    """Whether "over" stands between two things ("favor atelectasis over pneumonia") and not before a place."""
+    if not 0 < k < len(hits) - 1:
+        return False
+    things = [hit[0].findings or hit[0].role == "alternative" for hit in (hits[k - 1], hits[k + 1])]
+    return all(things) and hits[k + 1][1] - hits[k][2] <= 1
+
+
+def _compound(hits: list[patterns.Hit], k: int) -> bool:
+    """Whether "with" makes one diagnosis of two findings: "likely effusion with atelectasis"."""
+    if not 0 < k < len(hits) - 1:
+        return False
+    (left, _, end), (_, i, j), (right, start, _) = hits[k - 1 : k + 2]
+    hedged = any(hit[0].cue is not None and hit[0].cue.category not in ("negated", "resolved") for hit in hits[:k])
+    return hedged and bool(left.findings and right.findings) and end == i and start == j
 
 
 def _located(tokens: list[str], i: int) -> bool:
@@ -146,7 +180,8 @@ def _bind(
                 continue  # "large effusion": the adjective belongs to the mention
             ahead = following is not None and following[0].role == "subject" and following[1] - j <= 2
             near = bool(waiting) and i - hits[waiting[-1]][2] <= _AFTER
-            if near and (verb or not ahead):
+            touches = near and i == hits[waiting[-1]][2]  # "heart size normal lungs are clear"
+            if near and (verb or touches or not ahead):
                 for subject in waiting:
                     pair(subject, k, k)
                 if term.name != "stable":

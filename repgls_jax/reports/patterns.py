@@ -16,7 +16,7 @@ MAX_ROWS = 2000
 
 # Words (with an inner apostrophe), numbers, blanks of de-identification, and the punctuation that carries meaning.
 # Hyphens vanish ("ground-glass" is "ground glass") but for a dash between spaces, which reads as a comma.
-TOKEN = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?|\d+(?:\.\d+)?|___+|[,;:/?()&]|(?<=\s)(?:--?|\u2013|\u2014)(?=\s)")
+TOKEN = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?|\d+(?:\.\d+)?|___+|\+/-|[,;:/?()&]|(?<=\s)(?:--?|\u2013|\u2014)(?=\s)")
 _DASHES = frozenset(("-", "--", "\u2013", "\u2014"))
 _SLOT = re.compile(r"\[([^\]]*)\]|(\S+)")
 
@@ -63,15 +63,10 @@ def tokenise(text: str, forms: Mapping[str, str]) -> tuple[list[str], list[int],
         lowered = "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
     if "\u2019" in lowered:
         lowered = lowered.replace("\u2019", "'")
-    tokens: list[str] = []
-    starts: list[int] = []
-    ends: list[int] = []
-    for match in TOKEN.finditer(lowered):
-        token = match.group()
-        tokens.append("," if token in _DASHES else forms.get(token, token))
-        starts.append(match.start())
-        ends.append(match.end())
-    return tokens, starts, ends
+    matches = list(TOKEN.finditer(lowered))
+    words = [match.group() for match in matches]
+    tokens = ["," if word in _DASHES else forms.get(word, word) for word in words]
+    return tokens, [match.start() for match in matches], [match.end() for match in matches]
 
 
 def find(trie: Trie, tokens: list[str]) -> list[Hit]:

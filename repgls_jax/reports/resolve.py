@@ -14,6 +14,8 @@ from repgls_jax.reports import scope
 # Words for these stand for several things ("opacity", "infiltrate"): a hedged word in the impression does not undo a
 # sign that the findings section asserts.
 _SIGNS = frozenset(("Lung Opacity", "Lung Lesion"))
+# "No acute fracture" leaves an old one: its sign ("deformity") stands beside it.
+_LASTING = frozenset(("Fracture",))
 RULE_NO_FINDING = "rule:no-finding"
 
 
@@ -31,6 +33,7 @@ class Evidence:
       mention_start, mention_end: the words that name the finding.
       cue_start, cue_end: the words of the cue, (-1, -1) without one.
       weak: see :class:`repgls_jax.reports.scope.Reading`.
+      said: p that the wording expresses, where :attr:`p` has been calibrated to a site; else None.
     """
 
     finding: str
@@ -45,11 +48,12 @@ class Evidence:
     cue_start: int
     cue_end: int
     weak: int = scope.PLAIN
+    said: float | None = None
 
     @property
     def state(self) -> int:
-        """Label state of :attr:`p`."""
-        return findings_lib.state_of(self.p)
+        """Label state of the wording."""
+        return findings_lib.state_of(self.p if self.said is None else self.said)
 
 
 def _present(e: Evidence) -> bool:
@@ -58,7 +62,8 @@ def _present(e: Evidence) -> bool:
 
 def within(candidates: Sequence[Evidence]) -> Evidence:
     """The reading that stands for one section (at least one candidate, all of one finding)."""
-    named = any(e.weak < scope.SIGN for e in candidates)
+    plain = scope.QUALIFIED if candidates[0].finding in _LASTING else scope.SIGN
+    named = any(e.weak < plain for e in candidates)
     # A hedged sign (blunting, congestion) says nothing new where the finding itself is spoken of.
     pool = [e for e in candidates if not (named and e.weak == scope.SIGN and 0.1 < e.p < 1.0)]
     present = [e for e in pool if _present(e)]

@@ -10,7 +10,25 @@ FINDINGS, IMPRESSION, OTHER, IGNORED = "findings", "impression", "other", "ignor
 
 # Heading (lower-cased) -> section. A heading that is not listed changes nothing ("Heart: normal").
 HEADINGS = {
-    **dict.fromkeys(("findings", "finding", "report", "description", "chest findings", "results"), FINDINGS),
+    **dict.fromkeys(
+        (
+            "findings",
+            "finding",
+            "report",
+            "description",
+            "chest findings",
+            "results",
+            "imaging",
+            "imaging notes",
+            "imaging findings",
+            "imaging examination",
+            "radiographic findings",
+            "radiological findings",
+            "radiology",
+            "cxr",
+        ),
+        FINDINGS,
+    ),
     **dict.fromkeys(
         (
             "impression",
@@ -45,6 +63,19 @@ HEADINGS = {
             "reason for study",
             "reason",
             "presentation",
+            "case presentation",
+            "clinical presentation",
+            "clinical details",
+            "clinical indications",
+            "clinical context",
+            "clinical question",
+            "history of present illness",
+            "past history",
+            "hpi",
+            "pmh",
+            "laboratory test",
+            "laboratory tests",
+            "labs",
             "technique",
             "procedure",
             "exam",
@@ -71,7 +102,17 @@ HEADINGS = {
         IGNORED,
     ),
     **dict.fromkeys(("wet read", "addendum", "provisional findings", "preliminary report", "final report"), OTHER),
+    **dict.fromkeys(("discussion", "case discussion", "comment", "comments"), OTHER),
 }
+# Headings of a description by organ; they end text that does not count, and change nothing elsewhere.
+_ORGANS = frozenset(
+    (
+        "lungs", "lung", "lungs and pleura", "lungs/pleura", "pleura", "pleural space", "pleural spaces", "heart",
+        "cardiac", "heart and mediastinum", "mediastinum", "cardiomediastinum", "cardiomediastinal silhouette", "bones",
+        "osseous structures", "bones and soft tissues", "lines", "lines and tubes", "lines/tubes", "support devices",
+        "tubes and lines", "devices", "hardware", "airways", "chest wall", "diaphragm",
+    )
+)  # fmt: skip
 
 # A heading stands before a colon, at a line's start or after a sentence; or alone on its line, in capitals.
 _HEADING = re.compile(
@@ -98,14 +139,15 @@ def split(text: str, default: str) -> list[tuple[str, int, int]]:
         return [(default, 0, len(text))]
     matches = [*_HEADING.finditer(text), *_INLINE.finditer(text)]
     named = [(m.start(), m.end(), " ".join((m.group(1) or m.group(2)).lower().split())) for m in matches]
-    known = sorted((start, end, HEADINGS[name]) for start, end, name in named if name in HEADINGS)
+    known = [(start, end, HEADINGS[name]) for start, end, name in named if name in HEADINGS]
+    known = sorted(known + [(start, start, "") for start, _, name in named if name in _ORGANS])
     spans: list[tuple[str, int, int]] = []
     section, begin = default, 0
     for start, end, following in [*known, (len(text), len(text), OTHER)]:
-        if start < begin:
+        if start < begin or (not following and section != IGNORED):
             continue
         _add(spans, section, text, begin, start)
-        section, begin = following, end
+        section, begin = following or FINDINGS, end
     return spans
 
 
