@@ -111,8 +111,10 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; every option is a flag")
     try:
         reports = list(source.Source(pathlib.Path(_REPORTS.value)).reports())
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"benchmark_extraction: {error}")
+    if not reports:
+        sys.exit(f"benchmark_extraction: {_REPORTS.value} has no readable report; expected at least one")
     makers = {"rule engine": _engine}
     sizes = {"rule engine": len(reports)}
     if importlib.util.find_spec("medspacy") is None:

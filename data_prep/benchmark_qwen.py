@@ -182,7 +182,7 @@ def main(argv: list[str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             write_model(pathlib.Path(folder), findings_lib.vocabulary(_FINDINGS.value), _TINY.value)
             run(folder)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"benchmark_qwen: {error}")
 
 

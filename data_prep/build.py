@@ -7,6 +7,11 @@ A folder with images and a CSV or Parquet table:
   python data_prep/build.py --dataset=table --source=DIR --output=DIR --image_size=224 --findings=chexpert
       --columns=image=image224,patient=patientid,report=clinical_notes
 
+On many machines that share a file system (extra "beam"; any runner of Apache Beam):
+  python data_prep/build.py --dataset=table --source=DIR --output=DIR --beam="--runner=FlinkRunner --flink_master=..."
+
+A build that was interrupted goes on when the same command is given again.
+
 Further options of a data set are given as --option=name=value, with value in JSON or else taken as text:
   --option=difficulty=2 --option=max_megapixels=32
 """
@@ -19,15 +24,17 @@ from typing import Any
 from absl import app, flags, logging
 
 from repgls_jax import data
+from repgls_jax.data import beam
 
 _DATASET = flags.DEFINE_string("dataset", "phantom", f"{', '.join(data.DATASETS)}, or package.module:function")
 _OUTPUT = flags.DEFINE_string("output", None, "folder to write", required=True)
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace a complete build made from something else")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace a build made from something else")
+_BEAM = flags.DEFINE_string("beam", None, "build with Apache Beam; options of its pipeline, such as --runner=...")
+_WORKERS = flags.DEFINE_integer("workers", None, "processes; one per core by default", lower_bound=1)
 # None: left to the data set's own default, and not passed to data sets that lack the option.
 _OPTIONS = {
     "image_size": flags.DEFINE_integer("image_size", None, "side of the images in pixels"),
     "seed": flags.DEFINE_integer("seed", None, "of the phantom, or of the split of a table's patients"),
-    "workers": flags.DEFINE_integer("workers", None, "processes (phantom) or threads (table); all cores by default"),
     "count": flags.DEFINE_integer("count", None, "phantom: number of studies"),
     "source": flags.DEFINE_string("source", None, "table: folder that holds the images and the table"),
     "table": flags.DEFINE_string("table", None, "table: the CSV or Parquet file, relative to --source"),
@@ -73,12 +80,13 @@ def summary(manifest: dict[str, Any]) -> str:
         reasons[item["reason"]] = reasons.get(item["reason"], 0) + 1
     lines.append(f"  quarantined: {manifest['quarantine']['count']}")
     lines += [f"    {n} x {reason}" for reason, n in sorted(reasons.items())]
+    lines += [f"  left out: {n} x {why}" for why, n in manifest["source"].get("left_out", {}).items()]
     unused = manifest["source"].get("unused_columns")
     return "\n".join(lines + ([f"  columns not used: {', '.join(unused)}"] if unused else []))
 
 
 def main(argv: list[str]) -> None:
-    """Builds and prints a summary; faults of the input end the program with their message."""
+    """Builds and prints a summary; faults of the input or the disk end the program with their message."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     logging.set_verbosity(logging.WARNING)  # TFDS's own lines would break the progress bar
@@ -87,9 +95,19 @@ def main(argv: list[str]) -> None:
             inspect.signature(data.dataset(_DATASET.value)).bind(**options())
         except TypeError as error:  # an option that the data set lacks, or one that it needs
             raise ValueError(f"data set {_DATASET.value!r}: {error}") from None
-        manifest = data.build(_DATASET.value, _OUTPUT.value, overwrite=_OVERWRITE.value, progress=True, **options())
-    except (ValueError, FileNotFoundError) as error:
+        manifest = data.build(
+            _DATASET.value,
+            _OUTPUT.value,
+            overwrite=_OVERWRITE.value,
+            progress=True,
+            workers=_WORKERS.value,
+            engine=None if _BEAM.value is None else beam.engine(_BEAM.value),
+            **options(),
+        )
+    except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; the same command goes on from here") from None
     print(summary(manifest))
     print(f"written to {pathlib.Path(_OUTPUT.value)}")
 

@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     evidence, labels, output = (pathlib.Path(f.value) for f in (_EVIDENCE, _LABELS, _OUTPUT))
     try:
         result = calibrate_page.run(evidence, labels, output, _REPLICATES.value, _SEED.value)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"calibrate_hedges: {error}")
     print(calibrate_page.text(result))
 

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; every option is a flag")
     try:
         result = compare_page.run(*(pathlib.Path(f.value) for f in (_FIRST, _SECOND, _OUTPUT)))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"compare_evidence: {error}")
     print(compare_page.text(result))
 

@@ -24,9 +24,9 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; every option is a flag")
     try:
         statistics = describe.describe(pathlib.Path(_EVIDENCE.value), _STUDIES.value)
-    except (ValueError, FileNotFoundError) as error:
+        describe_page.write(pathlib.Path(_OUTPUT.value), statistics)
+    except (ValueError, OSError) as error:
         sys.exit(f"describe_evidence: {error}")
-    describe_page.write(pathlib.Path(_OUTPUT.value), statistics)
     print(describe_page.text(statistics))
 
 

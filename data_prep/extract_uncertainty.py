@@ -42,9 +42,9 @@ _CONCURRENCY = flags.DEFINE_integer("concurrency", None, "server: requests at a 
 _SEND = flags.DEFINE_bool(
     "send_reports_off_this_machine",
     None,
-    "server: allow any address. Without it reports go only to this machine or to a private address of one's own network "
-    "(10/8, 172.16/12, 192.168/16, fc00::/7). Data use agreements such as PhysioNet's forbid sending reports to third "
-    "parties.",
+    "server: allow any address. Without it reports go only to this machine or to a private address of one's own "
+    "network (10/8, 172.16/12, 192.168/16, fc00::/7). Data use agreements such as PhysioNet's forbid sending reports "
+    "to third parties.",
 )
 
 

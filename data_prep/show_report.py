@@ -37,6 +37,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("give either --reports or --text")
     if _TEXT.value is not None and (_STUDY.value or _EVIDENCE.value):
         raise app.UsageError("--text is read as it stands; --study and --evidence need --reports")
+    if _HTML.value and not _HTML.value.endswith(".html"):
+        raise app.UsageError("--html names a page to write, and must end in .html")
     try:
         if _REPORTS.value is not None:
             reports = studies.choose(pathlib.Path(_REPORTS.value), _STUDY.value, _LIMIT.value)
@@ -50,14 +52,17 @@ def main(argv: list[str]) -> None:
             view_page.write(pathlib.Path(_HTML.value), shown)
             print(f"wrote {len(shown)} reports to {_HTML.value}; it holds report text, and only its owner can read it")
             return
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"show_report: {error}")
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a terminal that is not UTF-8
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
-    for study in shown:
-        print("\n".join(terminal.lines(study, width, colour)), end="\n\n")
-    print(terminal.LEGEND)
+    try:
+        for study in shown:
+            print("\n".join(terminal.lines(study, width, colour)), end="\n\n")
+        print(terminal.LEGEND, flush=True)
+    except BrokenPipeError:  # whoever reads on the other side, as "head" or "less", has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush goes nowhere
 
 
 if __name__ == "__main__":

@@ -6,24 +6,44 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repgls_jax import findings
-from repgls_jax.data import columns, labels, splits
+from repgls_jax.data import columns, labels, rows, splits
 from repgls_jax.data.source import SPLITS
 
 
 def test_columns_of_known_data_sets_are_recognised():
-    nih = ["Image Index", "Finding Labels", "Follow-up #", "Patient ID", "View Position"]
+    nih = ["Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age", "Patient Gender"]
+    nih.append("View Position")
     used = columns.resolve(nih, {}, findings.NIH)
     assert used.roles == {
         "image": "Image Index",
         "labels": "Finding Labels",
         "patient": "Patient ID",
         "view": "View Position",
+        "sex": "Patient Gender",
+        "age": "Patient Age",
     }
     assert used.unused == ("Follow-up #",)
     chexpert = ["Path", "subject_id", "No Finding", "Enlarged Cardiomediastinum", "Effusion", "pleural_other"]
     used = columns.resolve(chexpert, {}, findings.CHEXPERT)
     assert used.labels["Pleural Effusion"] == "Effusion"
     assert used.labels["Pleural Other"] == "pleural_other"
+
+
+@pytest.mark.parametrize(
+    ("cell", "years"),
+    [
+        *(("58", 58), ("58.0", 58), ("058Y", 58), ("0", 0), ("120", 120), ("023M", 1), ("11m", 0), ("800D", 2)),
+        *(("104 W", 1), ("", -1), ("121", -1), ("411Y", -1), ("-3", -1), ("old", -1), ("5e3", -1), ("1" * 5000, -1)),
+    ],
+)
+def test_ages_are_completed_years_or_unknown(cell, years):
+    assert rows.age(cell) == years
+
+
+def test_sexes_are_letters_or_unknown():
+    assert [rows.sex(cell) for cell in ("F", "f", "Female", "FEMALE")] == ["F"] * 4
+    assert [rows.sex(cell) for cell in ("M", "male")] == ["M"] * 2
+    assert [rows.sex(cell) for cell in ("", "O", "U", "Fe", "1", "Unknown", "nan", "mf")] == [""] * 8
 
 
 def test_given_columns_win_over_recognised_ones_and_blank_switches_off():

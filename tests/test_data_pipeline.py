@@ -1,15 +1,23 @@
 """Batches: order, resuming, hosts, joins, padding, augmentation."""
 
+import dataclasses
+import hashlib
 import itertools
+import pathlib
+import pickle
+import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
 from test_data_build import Stub
 
 from repgls_jax import data
 from repgls_jax.data import pipeline, shards
 from repgls_jax.data.augment import Augment
+from repgls_jax.data.meter import Meter
 
 N = 21
 
@@ -75,11 +83,45 @@ def test_any_number_of_hosts_sees_the_same_global_batches(built, hosts, start):
             same([parts[h][step]], [{name: values[h::hosts] for name, values in batch.items()}])
 
 
-def test_threads_and_workers_do_not_change_the_batches(built):
+def test_threads_do_not_change_the_batches(built):
     whole = take(built, 4)
     same(take(built, 4, threads=0), whole)
     same(take(built, 4, threads=5), whole)
-    same(take(built, 4, workers=1), whole)
+
+
+def hashes(batches):
+    """One hash per step over the parts that the hosts have, put together as the global batch."""
+    made = []
+    for parts in zip(*batches, strict=True):
+        digest = hashlib.sha256()
+        for name in sorted(parts[0]):
+            whole = np.empty((sum(len(part[name]) for part in parts), *parts[0][name].shape[1:]), parts[0][name].dtype)
+            for host, part in enumerate(parts):
+                whole[host :: len(parts)] = part[name]
+            digest.update(name.encode() + str(whole.dtype).encode() + whole.tobytes())
+        made.append(digest.hexdigest())
+    return made
+
+
+@pytest.fixture(scope="module")
+def undisturbed(built):
+    truth = shards.examples(built, "train")["truth"]
+    return truth, hashes([take(built, 40, columns={"truth": truth})])
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from([1, 2, 4]), st.integers(0, 4), st.integers(0, 36))
+def test_batches_follow_from_seed_and_step_alone(built, undisturbed, hosts, threads, start):
+    truth, wanted = undisturbed
+    options = {"columns": {"truth": truth}, "host_count": hosts, "threads": threads, "start_step": start}
+    assert hashes([take(built, 4, host_index=h, **options) for h in range(hosts)]) == wanted[start : start + 4]
+
+
+@pytest.mark.parametrize(("hosts", "workers", "start"), [(1, 2, 7), (2, 1, 33)])
+def test_worker_processes_make_the_same_batches(built, undisturbed, hosts, workers, start):
+    truth, wanted = undisturbed
+    options = {"columns": {"truth": truth}, "host_count": hosts, "workers": workers, "start_step": start}
+    assert hashes([take(built, 3, host_index=h, **options) for h in range(hosts)]) == wanted[start : start + 3]
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])
@@ -125,42 +167,124 @@ def test_arguments_that_do_not_fit_are_refused_at_once(built, options, message):
         pipeline.train_batches(built, "train", **({"columns": {}, "batch_size": 4, "seed": 0} | options))
 
 
-def _image(pixels):
-    return {"image": pixels[..., None], "index": np.int32(3)}
+STILL = Augment(translate=0, rotate=0, scale=0, brightness=0, contrast=0)
+
+
+def augmented(augment, pixels, draws):
+    return augment(pixels[None, ..., None], draws[None])[0, ..., 0]
 
 
 def test_no_augmentation_leaves_the_image_alone():
-    pixels = np.random.default_rng(0).integers(0, 256, (16, 16), np.uint8)
-    still = Augment(translate=0, rotate=0, scale=0, brightness=0, contrast=0)
-    out = still(_image(pixels), np.random.default_rng(1))
-    np.testing.assert_array_equal(out["image"][..., 0], pixels)
-    flipped = Augment(translate=0, rotate=0, scale=0, brightness=0, contrast=0, flip=1.0)
-    out = flipped(_image(pixels), np.random.default_rng(1))
-    np.testing.assert_array_equal(out["image"][..., 0], pixels[:, ::-1])
-    assert out["index"] == 3
+    rng = np.random.default_rng(0)
+    pixels, draws = rng.integers(0, 256, (16, 23), np.uint8), rng.uniform(-1, 1, 7)
+    np.testing.assert_array_equal(augmented(STILL, pixels, draws), pixels)
+    flipped = dataclasses.replace(STILL, flip=1.0)
+    np.testing.assert_array_equal(augmented(flipped, pixels, draws), pixels[:, ::-1])
 
 
 def test_augmentation_does_not_flip_by_default_and_stays_small():
     pixels = np.zeros((64, 64), np.uint8)
     pixels[20:44, 8:20] = 200  # all on one side
-    for seed in range(30):
-        out = Augment()(_image(pixels), np.random.default_rng(seed))["image"][..., 0].astype(int)
-        assert out.dtype == int and out[:, :32].sum() > out[:, 32:].sum()
+    for draws in np.random.default_rng(0).uniform(-1, 1, (30, 7)):
+        out = augmented(Augment(), pixels, draws).astype(int)
+        assert out[:, :32].sum() > out[:, 32:].sum()
     assert Augment().flip == 0
 
 
-def test_rotation_agrees_with_pil():
-    pixels = np.random.default_rng(0).integers(0, 256, (33, 33), np.uint8)
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize(("height", "width"), [(33, 33), (9, 40), (1, 1)])
+def test_augmentation_agrees_with_scipy(seed, height, width):
+    rng = np.random.default_rng(seed)
+    pixels, draws = rng.integers(0, 256, (height, width), np.uint8), rng.uniform(-1, 1, 7)
+    strong = Augment(translate=0.5, rotate=180, scale=0.5, brightness=0.3, contrast=0.5, flip=0.5)
+    a, b, c, d, e, f = strong.inverse(width, height, draws[None])[0]
+    half = 0.5 * (a + b - 1), 0.5 * (d + e - 1)  # SciPy counts from a pixel's centre
+    matrix, offset = [[e, d], [b, a]], (f + half[1], c + half[0])
+    grey = ndimage.affine_transform(pixels.astype(float), matrix, offset, order=1, mode="grid-constant")
+    slope = 1 + strong.contrast * draws[0]
+    oracle = np.clip((grey - 127.5) * slope + 127.5 + 255 * strong.brightness * draws[1], 0, 255)
+    # Places and weights are rounded to 1/256 of a pixel, the result to one grey level.
+    np.testing.assert_allclose(augmented(strong, pixels, draws), oracle, atol=0.5 + 2 * 255 / 256 * slope)
 
-    class Fixed:
-        def uniform(self, low, high, n):
-            return np.array([0, 0, 0, 1, 0, 0, 0], float)  # rotate by the full angle, nothing else
 
-    turned = Augment(rotate=20)(_image(pixels), Fixed())["image"][..., 0]
-    oracle = np.asarray(Image.fromarray(pixels).rotate(-20, Image.Resampling.BILINEAR))
-    np.testing.assert_allclose(turned.astype(int), oracle.astype(int), atol=1)
+def test_an_image_is_augmented_alike_in_any_batch():
+    rng = np.random.default_rng(0)
+    images, draws = rng.integers(0, 256, (7, 31, 29, 1), np.uint8), rng.uniform(-1, 1, (7, 7))
+    whole = Augment(flip=0.5)(images, draws)
+    assert whole.shape == images.shape and whole.dtype == np.uint8 and (whole != images).any()
+    for size in (1, 2):
+        for first in range(0, 7, size):
+            part = slice(first, first + size)
+            np.testing.assert_array_equal(Augment(flip=0.5)(images[part], draws[part]), whole[part])
 
 
 def test_augmentation_out_of_range_is_refused():
     with pytest.raises(ValueError, match=r"rotate is 400, expected 0 to 180; flip is -1"):
         Augment(rotate=400, flip=-1)
+
+
+def damaged(built, tmp_path, change, name="train"):
+    copy = tmp_path / "shards"
+    shutil.copytree(built, copy)
+    (path,) = copy.glob(f"*-{name}.array_record-*")
+    change(path)
+    return copy, path.name
+
+
+@pytest.mark.parametrize("size", [0, 1, 40_000, -1])
+def test_a_file_of_another_size_is_refused_by_name(built, tmp_path, size):
+    copy, name = damaged(built, tmp_path, lambda path: path.write_bytes(path.read_bytes()[:size]))
+    for opened in (shards.Images, shards.Records):
+        with pytest.raises(shards.DamagedShardError, match=name):
+            opened(copy, "train")
+    shards.Images(copy, "valid")
+
+
+def test_a_missing_file_is_named(built, tmp_path):
+    copy, name = damaged(built, tmp_path, pathlib.Path.unlink)
+    with pytest.raises(FileNotFoundError, match=name):
+        shards.Images(copy, "train")
+
+
+def flip(path, offset, bit):
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def test_flipped_bits_end_in_an_error_that_names_the_file_or_change_nothing(built, tmp_path):
+    whole, refused = shards.images(built, "train", range(N)), []
+    copy, name = damaged(built, tmp_path, lambda path: None)
+    path, rng = copy / name, np.random.default_rng(0)
+    for _ in range(150):
+        offset, bit = int(rng.integers(path.stat().st_size)), int(rng.integers(8))
+        flip(path, offset, bit)
+        try:
+            np.testing.assert_array_equal(shards.images(copy, "train", range(N)), whole)
+        except shards.DamagedShardError as error:
+            assert name in str(error)
+            refused.append((offset, bit))
+        flip(path, offset, bit)
+    assert len(refused) > 10
+    flip(path, *refused[0])
+    for workers in (0, 1):  # and the one who asks for batches is told, though a worker wraps it in an error of its own
+        with pytest.raises((shards.DamagedShardError, RuntimeError), match=f"{name} is damaged at record"):
+            take(copy, N, workers=workers)
+
+
+def test_an_image_of_another_length_is_refused(built, monkeypatch):
+    images = shards.Images(built, "train")
+    images.shape = (12, 13, 1)
+    with pytest.raises(shards.DamagedShardError, match=r"record 2 \(its image is not 156 bytes\)"):
+        images.read([2])
+
+
+def test_the_meter_tells_where_the_time_goes(built):
+    meter = Meter()
+    take(built, 3, meter=meter, columns={"weight": np.ones(N)})
+    assert all(meter.seconds[stage] > 0 for stage in ("read", "decode", "augment", "join"))
+    meter.add("wait", 1.0)
+    meter.add("transfer", 0.5)
+    assert meter.waited() == 1.5
+    assert meter.summary(10.0).startswith("input: wait 10.0%, transfer 5.0% of the time; ")
+    assert pickle.loads(pickle.dumps(meter)).waited() == 0  # noqa: S301 our own

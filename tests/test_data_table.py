@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pickle
 
 import numpy as np
 import pyarrow as pa
@@ -39,7 +40,7 @@ def patients(n, **more):
 
 
 def records(source):
-    return [record for split in source.splits() for record in source.records(split)]
+    return [source.record(split, i) for split, n in source.splits().items() for i in range(n)]
 
 
 def test_records_carry_what_the_table_says(tmp_path):
@@ -214,11 +215,31 @@ def test_given_splits_are_kept(tmp_path):
         shards.examples(tmp_path / "out" / "shards", "test")
 
 
-def test_threads_do_not_change_the_records(tmp_path):
-    folder = make(tmp_path / "d", patients(30))
-    one, many = (records(TableSource(source=folder, workers=w)) for w in (1, 7))
-    assert [r["image_id"] for r in one] == [r["image_id"] for r in many]
-    assert all((a["image"] == b["image"]).all() for a, b in zip(one, many, strict=True))
+def test_sex_and_age_are_kept_and_what_cannot_be_read_is_counted(tmp_path):
+    rows = patients(6, Sex="F", **{"Patient Age": "061Y"})
+    rows[1] |= {"Sex": "male", "Patient Age": "7"}
+    rows[2] |= {"Sex": "", "Patient Age": ""}
+    rows[3] |= {"Sex": "?", "Patient Age": "411Y"}
+    source = TableSource(source=make(tmp_path / "d", rows))
+    found = {record["image_id"]: (record["sex"], record["age"]) for record in records(source)}
+    assert [found[f"i{k}.png"] for k in range(4)] == [("F", 61), ("M", 7), ("", -1), ("", -1)]
+    assert source.parameters()["unread"] == {"sex": 1, "age": 1}
+    data.build_source(source, tmp_path / "out")
+    stored = shards.examples(tmp_path / "out" / "shards", "train")
+    assert stored["age"].dtype == np.int16
+    for k, image_id in enumerate(stored["image_id"]):
+        assert (stored["sex"][k], stored["age"][k]) == found[image_id]
+
+
+def test_records_come_in_any_order_and_from_a_pickled_copy(tmp_path):
+    source = TableSource(source=make(tmp_path / "d", patients(9)))
+    copy = pickle.loads(pickle.dumps(source))  # noqa: S301 - dumped just now
+    there = [(split, i) for split, n in source.splits().items() for i in range(n)]
+    back = {place: copy.record(*place) for place in reversed(there)}
+    for place in there:
+        record = source.record(*place)
+        assert record["image_id"] == back[place]["image_id"]
+        np.testing.assert_array_equal(record["image"], back[place]["image"])
 
 
 @settings(max_examples=25, deadline=None)
@@ -231,7 +252,8 @@ def test_no_patient_is_in_two_splits(tmp_path_factory, owners, seed):
     seen = {}
     assert sum(source.splits().values()) == len(rows)
     for split in source.splits():
-        for record in source.records(split):
+        for i in range(source.splits()[split]):
+            record = source.record(split, i)
             assert isinstance(record, Quarantined)  # the images were not made: only the table is looked at
             owner = rows[int(record.item[1:-4])]["patient"]
             assert seen.setdefault(owner, split) == split

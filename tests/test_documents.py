@@ -24,7 +24,7 @@ def test_links_and_commands_point_at_files(document):
 
 def test_ci_runs_the_commands_of_the_readme():
     readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
-    for name in ("main job", "tests"):
+    for name in ("main job", "tests", "tests of the extras"):
         assert f"<!-- {name} -->\n```sh\n" in readme and f"readme_command '{name}'" in ci
 
 

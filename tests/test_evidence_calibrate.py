@@ -231,9 +231,12 @@ def test_labels_are_read_by_alias_and_their_faults_hold_no_value(tmp_path):
     for text, said in (
         ("study_id,Edema\na,CANARY\nb,-1\n", "line 2, Edema; line 3, Edema"),
         ("study_id,Edema\na,1\na,0\n", "2 rows of 1 studies"),
+        ("study_id,Edema,Mass\na,1,0,CANARY\nb,1\n", "line 2, 4 cells under 3 names; line 3, 2 cells"),
+        ('study_id,Edema,remark\na,1,"CANARY\nb,1,\nc,1,\n', "plain CSV"),
+        ("study_id,Edema,study_id\na,1,b\n", "expected one study_id"),
         ("study_id,Effusion,Pleural Effusion\na,1,1\n", "two columns for Pleural Effusion"),
-        ("study_id,impression\na,CANARY\n", "expected study_id and one for each finding"),
-        ("", "expected study_id"),
+        ("study_id,impression\na,CANARY\n", "expected one study_id and one for each finding"),
+        ("", "expected one study_id"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=said) as error:
@@ -265,6 +268,12 @@ def test_mentions_are_counted_with_their_labels(tmp_path):
     path.write_text("study_id,Edema\nelse,1\n")
     with pytest.raises(ValueError, match="no mention"):
         labels.join(evidence, path, LEXICON)
+    path.write_text(f"study_id,normal\n{bare},1\n")
+    with pytest.raises(ValueError, match="only No Finding"):
+        labels.join(evidence, path, LEXICON)
+    old = write_evidence(tmp_path / "old.parquet", studies, version.replace(LEXICON.digest, "0" * len(LEXICON.digest)))
+    with pytest.raises(ValueError, match="another lexicon"):
+        labels.join(old, path, LEXICON)
 
 
 def test_levels_of_a_model_stand_for_their_mean_and_all_count(tmp_path):
@@ -278,6 +287,10 @@ def test_levels_of_a_model_stand_for_their_mean_and_all_count(tmp_path):
     at = mentions.cues.ids.index("level:likely")
     assert mentions.plain.all() and mentions.cues.category[at] == "level"
     assert mentions.cues.own[at] == pytest.approx(mentions.p.mean())
+    (tmp_path / "lexicon_override.csv").write_text("of a calibration before")
+    result = calibrate_page.run(evidence, tmp_path / "l.csv", tmp_path, replicates=40)
+    assert [row["cue"] for row in result["cues"]] == ["level:likely"] and not (tmp_path / "lexicon_override.csv").exists()
+    assert "no override is written" in calibrate_page.text(result)
 
 
 def test_out_of_fold_certainties_have_not_seen_their_own_labels(site):

@@ -229,6 +229,14 @@ def test_stored_evidence_marks_what_the_engine_decided(files):
                 assert getattr(one, name) == getattr(two, name)
 
 
+def test_a_study_that_the_file_lacks_is_not_called_silent(files):
+    other = {"study_id": "s9", "findings": "Possible edema.", "impression": ""}
+    said = "the evidence file has no row of this study"
+    for shown, there in ((studies.stored([other], files[1]), True), (studies.live([other], findings_lib.NIH), False)):
+        assert (said in "\n".join(terminal.lines(shown[0], 80, False))) is there
+        assert (said in view_page.render(shown).lower()) is there
+
+
 def test_changed_reports_and_damaged_rows_are_refused_without_their_text(files, tmp_path):
     reports = studies.choose(files[0], "s2", 20)
     changed = [{**reports[0], "findings": reports[0]["findings"] + " Mass."}]
@@ -299,5 +307,11 @@ def test_the_command_colours_terminals_only_and_writes_pages(files, tmp_path):
     wrote = subprocess.run(command(*names), capture_output=True, text=True, check=True)
     assert "holds report text" in wrote.stdout and CANARY not in wrote.stdout + wrote.stderr
     assert CANARY in page.read_text()
+    named = subprocess.run(command(*names[:2], f"--html={files[0]}"), capture_output=True, text=True, check=False)
+    assert named.returncode == 1 and "must end in .html" in named.stderr and CANARY in files[0].read_text()
+    with subprocess.Popen(command(names[0]), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()  # as "| true" does
+        assert (process.wait(60), process.stderr.read()) == (0, "")
     wrong = subprocess.run(command("--reports=none.csv"), capture_output=True, text=True, check=False)
     assert wrong.returncode == 1 and wrong.stderr.startswith("show_report: reports file none.csv does not exist")

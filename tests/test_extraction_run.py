@@ -114,6 +114,24 @@ def test_missing_file_and_unknown_backend(tmp_path):
         extract_lib.extract(tmp_path / "r.csv", tmp_path / "o", findings_lib.UNION, backend="oracle")
 
 
+def test_an_output_that_would_replace_something_is_refused_before_anything_is_read(tmp_path):
+    path = write_csv(tmp_path / "r.csv", [("a", "Mass.", "")])
+    before = path.read_bytes()
+    (tmp_path / "link").symlink_to(path)
+    (tmp_path / "folder").mkdir()
+    for name, message in (("r.csv", "reports file itself"), ("link", "reports file itself"), ("folder", "is a folder")):
+        with pytest.raises(ValueError, match=message):
+            extract_lib.extract(path, tmp_path / name, findings_lib.UNION)
+    assert path.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "link", "r.csv"]
+
+
+def test_a_report_that_is_read_in_part_is_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(backends.engine_lib, "MAX_CHARS", 20)
+    path = write_csv(tmp_path / "r.csv", [("a", "Mass. " + "x" * 15, ""), ("b", "Mass. " + "x" * 14, "Edema.")])
+    assert extract_lib.extract(path, tmp_path / "o", findings_lib.NIH)["truncated"] == 1
+
+
 def test_an_oversized_field_is_an_error_without_its_text(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "MAX_FIELD", 100)
     path = write_csv(tmp_path / "r.csv", [("a", CANARY * 50, "")])

@@ -110,7 +110,9 @@ def test_what_links_and_pipes_hide_is_not_waited_for(tmp_path):
     (folder / "loop").symlink_to(folder)
     reports, quarantine = read(folder)
     assert [report["study_id"] for report in reports] == ["1", "4", "6"]
-    assert quarantine == {f"file s{i}.txt": "not a plain file" for i in (2, 3, 5)}
+    assert quarantine == {f"file s{i}.txt": "not a plain file" for i in (2, 3, 5)} | {
+        "folder loop": "a link to a folder, which is not followed"
+    }
 
 
 def test_a_name_or_text_that_is_not_utf8_is_set_aside(tmp_path):
@@ -233,6 +235,55 @@ def test_a_row_with_a_bare_comma_is_set_aside_not_cut(tmp_path):
         [{"study_id": "b", "impression": "Mass."}],
         {"line 2": "more than the header's 2 fields; put text with commas in quotes"},
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f'study_id,report\nz,Mass.\na,"{CANARY} is never closed\nb,Mass.\nc,Mass.\n', "after line 2: unexpected end"),
+        (f"study_id,report,report\na,{CANARY},Mass.\n", "several columns report"),
+        (f"study_id,study_id,report\na,b,{CANARY}\n", "several columns study_id"),
+    ],
+)
+def test_a_table_in_which_reports_could_be_lost_is_refused(tmp_path, text, message):
+    path = tmp_path / "r.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        read(path)
+    assert CANARY not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [
+        ("report", [[CANARY], ["Mass."]]),
+        ("report", [{"text": CANARY}, {"text": "Mass."}]),
+        ("report", [1.5, float("nan")]),
+        ("study_id", [1.0, 2.0]),
+    ],
+)
+def test_parquet_columns_that_are_no_text_are_refused(tmp_path, name, column):
+    path = tmp_path / "r.parquet"
+    pq.write_table(pa.table({"study_id": ["a", "b"], "report": ["Mass.", CANARY]} | {name: column}), path)
+    with pytest.raises(ValueError, match=f"has {name} as .*expected text") as error:
+        read(path)
+    assert CANARY not in str(error.value)
+
+
+def test_a_parquet_file_with_two_columns_of_a_name_or_damaged_pages_is_refused(tmp_path):
+    path = tmp_path / "r.parquet"
+    pq.write_table(pa.table([["a"], [CANARY], ["b"]], names=["study_id", "report", "report"]), path)
+    with pytest.raises(ValueError, match="several columns report"):
+        read(path)
+    ids, texts = [str(i) for i in range(2_000)], [f"{CANARY} {i} mass" for i in range(2_000)]
+    pq.write_table(pa.table({"study_id": ids, "report": texts}), path, row_group_size=1_000)
+    data = bytearray(path.read_bytes())
+    place = pq.ParquetFile(path).metadata.row_group(1).column(1).data_page_offset
+    data[place : place + 500] = bytes(500)
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="damaged after row 1000") as error:
+        read(path)
+    assert CANARY not in str(error.value)
 
 
 def test_a_study_id_that_is_text_is_set_aside(tmp_path):

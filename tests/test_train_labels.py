@@ -13,7 +13,8 @@ C = len(CHEXPERT)
 
 
 def evidence(rows: list[tuple[str, str, int, float]]) -> pa.Table:
-    blank = {"cue": "x", "section": "findings", "field": "findings", "start": 0, "end": 1, "mention": 0}
+    blank = {"cue": "x", "section": "findings", "field": "findings", "start": 0, "end": 1}
+    blank |= {"mention": 0, "mention_end": 1, "cue_start": -1, "cue_end": -1}
     blank |= {"labeller": "l", "version": "v", "prompt_hash": "", "report_hash": "h"}
     values = [dict(zip(("study_id", "finding", "state", "p"), row, strict=True)) | blank for row in rows]
     return pa.Table.from_pylist(values, schema=sidecars.EVIDENCE)

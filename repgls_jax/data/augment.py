@@ -1,16 +1,25 @@
-"""Light augmentation for radiographs: one affine resampling and one change of grey levels."""
+"""Light augmentation for radiographs: one affine resampling and one change of grey levels.
+
+XLA does it on the CPU, a batch in one call, which takes a fifth of PIL's time and leaves Python's lock alone. Pixels
+are computed in integers, so that an image comes out the same in any batch and from any compiler.
+"""
 
 import dataclasses
-import math
+import functools
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from PIL import Image
+
+# Bits after the point. A place of 12 fits int32 for images of up to 10,000 pixels; four pixels weighted by 8 and 8 bits
+# take 24; levels of 8 + 8 bits times a slope of 12 take 29.
+_PLACE, _WEIGHT, _SLOPE = 12, 8, 12
 
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """Random changes; each is drawn uniformly from -x to x, from grain's generator for that example.
+    """Random changes; each is drawn uniformly from -x to x.
 
     Attributes:
       translate: shift along each axis, as a share of the side.
@@ -40,26 +49,94 @@ class Augment:
         if bad:
             raise ValueError("Augment: " + "; ".join(bad))
 
-    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """Changes ``example["image"]``, uint8 [h, w, 1]; the other fields stay."""
-        u = rng.uniform(-1.0, 1.0, 7)
-        grey = np.arange(256, dtype=np.float32)
-        grey = (grey - 127.5) * (1 + self.contrast * u[0]) + 127.5 + 255 * self.brightness * u[1]
-        table = np.clip(np.rint(grey), 0, 255).astype(np.uint8)
-        image = Image.fromarray(example["image"][..., 0])
-        mirror = -1.0 if (u[2] + 1) / 2 < self.flip else 1.0
-        moved = image.transform(
-            image.size, Image.Transform.AFFINE, self._inverse(image.size, u[3:], mirror), Image.Resampling.BILINEAR
-        )
-        return example | {"image": table[np.asarray(moved)][..., None]}
+    @property
+    def draws(self) -> int:
+        """How many random numbers an image takes."""
+        return 7
 
-    def _inverse(self, size: tuple[int, int], u: np.ndarray, mirror: float) -> tuple[float, ...]:
-        """PIL's six numbers: where in the input each output point comes from, about the image's centre."""
-        width, height = size
-        angle = math.radians(self.rotate * u[0])
-        zoom = 1 / (1 + self.scale * u[1])
-        cos, sin = math.cos(angle) * zoom, math.sin(angle) * zoom
+    def __call__(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """Changed images; what lies outside of an image is black.
+
+        Args:
+          images: uint8 [b, h, w, 1].
+          draws: float64 [b, 7] in [-1, 1), one row an image.
+
+        Returns:
+          uint8 [b, h, w, 1], read-only.
+
+        Raises:
+          RuntimeError: JAX_PLATFORMS leaves out the CPU.
+        """
+        _, height, width, _ = images.shape
+        slope = 1 + self.contrast * draws[:, 0]
+        offset = 127.5 * (1 - slope) + 255 * self.brightness * draws[:, 1]
+        a, b, c, d, e, f = self.inverse(width, height, draws).T[..., None]
+        x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
+        # A pixel's centre is at one half, the frame is one pixel wide, and half a weight turns cutting into rounding.
+        start = 0.5 + 0.5 / (1 << _WEIGHT)
+        places = [_fixed(v, _PLACE) for v in (a * x, b * y + c + start, d * x, e * y + f + start)]
+        levels = [_fixed(slope, _SLOPE), _fixed(offset, _WEIGHT + _SLOPE)]
+        with jax.default_device(_cpu()):
+            return np.asarray(_changed(images[..., 0], *places, *levels))[..., None]
+
+    def inverse(self, width: int, height: int, draws: np.ndarray) -> np.ndarray:
+        """Where each output point (x, y) comes from, in pixels: (ax + by + c, dx + ey + f).
+
+        Args:
+          width: of the images.
+          height: of the images.
+          draws: [b, 7].
+
+        Returns:
+          a to f, float64 [b, 6].
+        """
+        u = draws.T
+        mirror = np.where((u[2] + 1) / 2 < self.flip, -1.0, 1.0)
+        angle = np.radians(self.rotate * u[3])
+        zoom = 1 / (1 + self.scale * u[4])
+        cos, sin = np.cos(angle) * zoom, np.sin(angle) * zoom
         x, y = width / 2, height / 2
-        dx, dy = x + self.translate * width * u[2], y + self.translate * height * u[3]
+        dx, dy = x + self.translate * width * u[5], y + self.translate * height * u[6]
         a, b, d, e = mirror * cos, mirror * sin, -sin, cos
-        return a, b, x - a * dx - b * dy, d, e, y - d * dx - e * dy
+        return np.stack([a, b, x - a * dx - b * dy, d, e, y - d * dx - e * dy], axis=1)
+
+
+def _fixed(values: np.ndarray, bits: int) -> np.ndarray:
+    return np.rint(values * (1 << bits)).astype(np.int32)
+
+
+@functools.cache
+def _cpu() -> Any:
+    return jax.local_devices(backend="cpu")[0]
+
+
+@jax.jit
+@jax.vmap
+def _changed(
+    image: jax.Array,
+    x_columns: jax.Array,
+    x_rows: jax.Array,
+    y_columns: jax.Array,
+    y_rows: jax.Array,
+    slope: jax.Array,
+    offset: jax.Array,
+) -> jax.Array:
+    """One image uint8 [h, w]; output pixel (i, j) comes from x_columns[j] + x_rows[i] in the framed image, y alike."""
+    height, width = image.shape
+    pitch = width + 3  # of the image in a black frame: one pixel on the left and above, two on the other sides
+    framed = jnp.pad(image, ((1, 2), (1, 2))).reshape(-1)
+    x = jnp.clip(x_columns[None, :] + x_rows[:, None], 0, (width + 1) << _PLACE)
+    y = jnp.clip(y_columns[None, :] + y_rows[:, None], 0, (height + 1) << _PLACE)
+    one = 1 << _WEIGHT
+    right, lower = ((v >> (_PLACE - _WEIGHT)) & (one - 1) for v in (x, y))
+    at = (y >> _PLACE) * pitch + (x >> _PLACE)
+
+    def pixel(step: int) -> jax.Array:
+        return framed.at[at + step].get(mode="promise_in_bounds").astype(jnp.int32)
+
+    above = pixel(0) * (one - right) + pixel(1) * right
+    below = pixel(pitch) * (one - right) + pixel(pitch + 1) * right
+    grey = above * (one - lower) + below * lower
+    grey = ((grey + one // 2) >> _WEIGHT) * slope + offset
+    bits = _WEIGHT + _SLOPE
+    return jnp.clip((grey + (1 << (bits - 1))) >> bits, 0, 255).astype(jnp.uint8)

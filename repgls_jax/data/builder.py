@@ -1,98 +1,163 @@
-"""A TFDS builder that writes any :class:`repgls_jax.data.source.Source` as ArrayRecord, without TensorFlow."""
+"""Writes the shards of a source as a TFDS folder of ArrayRecord files, without TensorFlow.
 
-import functools
-import itertools
-from collections import Counter
-from collections.abc import Callable, Iterator
+Every shard is a job of its own, which reads its images, holding one at a time, and leaves a file and a ledger.
+"""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable
 from typing import Any
 
+import pyarrow as pa
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from tensorflow_datasets.core import dataset_info, example_serializer, file_adapters, naming
 
-from repgls_jax.data import features
-from repgls_jax.data.source import Quarantined, Record, Source
+from repgls_jax.data import features, ledger
+from repgls_jax.data.ledger import About, Shard
+from repgls_jax.data.parallel import Tick
+from repgls_jax.data.source import Quarantined, Source
 
-Key = int
-SHARD_EXAMPLES = 2000
-SHARD_BYTES = 2**27  # of pixels; TFDS holds one shard of examples in memory while it writes
+NAME = "repgls_shards"
+SHARDS, PARTIAL = "shards", ".partial"
+SHARD_EXAMPLES = 512  # what a kill may cost, and small enough that all cores end at about the same time
+SHARD_BYTES = 2**26  # of pixels
 
 
-class Shards(tfds.core.ShardBasedBuilder):
-    """Writes the records of a source, in their order.
+def plan(source: Source) -> list[Shard]:
+    """The shards of a source, split by split, which follow from its size alone.
 
-    Shard-based rather than generator-based: TFDS's GeneratorBasedBuilder sorts a split in memory and, past 1 GB, spills
-    to files through TensorFlow, which this project does without.
+    Raises:
+      ValueError: a split has no image.
+    """
+    pixel_bytes = source.image_size**2 * (3 if source.simulated else 1)  # masks take two
+    size = max(1, min(SHARD_EXAMPLES, SHARD_BYTES // pixel_bytes))
+    shards = []
+    for split, planned in source.splits().items():
+        if planned < 1:
+            raise ValueError(f"split {split!r} has no image; a source leaves such splits out")
+        count = -(-planned // size)
+        ends = [planned * k // count for k in range(count + 1)]
+        shards += [Shard(split, ends[k], ends[k + 1], k, count) for k in range(count)]
+    return shards
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Writes shards of a source.
+
+    Attributes:
+      source: the data set.
+      output: folder of the build, which holds the folders :data:`SHARDS` and :data:`PARTIAL`.
     """
 
-    name = "repgls_shards"
-    VERSION = tfds.core.Version("1.0.0")
-    # Nothing is downloaded. Left alone, TFDS looks for a checksums file with a package it does not declare.
-    url_infos = None
+    source: Source
+    output: pathlib.Path
 
-    def __init__(self, source: Source, on_record: Callable[[str, Record | Quarantined], None], **kwargs: Any):
-        """Prepares to write.
+    def file(self, shard: Shard) -> pathlib.Path:
+        """The shard's file, by TFDS's own scheme."""
+        template = _template(self.output / SHARDS, shard.split)
+        return pathlib.Path(template.sharded_filepath(shard_index=shard.index, num_shards=shard.count))
+
+    def ledger(self, shard: Shard) -> pathlib.Path:
+        """The shard's ledger."""
+        return self.output / PARTIAL / f"{self.file(shard).name}.ledger"
+
+    def done(self, shard: Shard) -> tuple[About, pa.Table] | None:
+        """The shard's ledger, if the shard's file is there as the ledger says."""
+        written, file = ledger.read(self.ledger(shard)), self.file(shard)
+        if written is None or not file.is_file():
+            return None
+        about, _ = written
+        same = about.shard == shard and file.stat().st_size == about.bytes and ledger.digest(file) == about.sha256
+        return written if same else None
+
+    def __call__(self, shard: Shard, tick: Tick) -> None:
+        """Writes a shard, then its ledger.
 
         Args:
-          source: the data set.
-          on_record: called with (split, record) for each record, the quarantined included; takes the report text.
-          **kwargs: for TFDS: data_dir and file_format.
+          shard: of :func:`plan`.
+          tick: called with 1 after each image.
+
+        Raises:
+          OSError: the file could not be written.
         """
-        self._source = source
-        self._on_record = on_record
-        super().__init__(**kwargs)
+        began = time.process_time()
+        rows, file, scratch = [], self.file(shard), self.output / PARTIAL
+        spec = features_of(self.source)
+        serializer = example_serializer.ExampleSerializer(spec.get_serialized_info())
+        images = 0
+        with ledger.whole(file, scratch) as temporary:
+            writer = _Writer(temporary)
+            for i in range(shard.start, shard.stop):
+                record = self.source.record(shard.split, i)
+                rows.append(ledger.row(record))
+                if not isinstance(record, Quarantined):
+                    example = spec.encode_example(features.example(record, self.source.simulated))
+                    # Left to itself, protobuf orders the fields otherwise in every process.
+                    writer.write(serializer.get_tf_example(example).SerializeToString(deterministic=True))
+                    images += 1
+                tick(1)
+            writer.close()
+        seconds = time.process_time() - began
+        about = About(shard, images, file.stat().st_size, ledger.digest(file), seconds)
+        ledger.write(self.ledger(shard), scratch, rows, about)
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        vocabulary = self._source.vocabulary
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=features.spec(self._source.image_size, len(vocabulary), self._source.simulated),
-            metadata=tfds.core.MetadataDict(
-                vocabulary={
-                    "name": vocabulary.name,
-                    "version": vocabulary.version,
-                    "findings": list(vocabulary.findings),
-                }
-            ),
-            disable_shuffling=True,
-        )
 
-    def _log_download_bytes(self) -> None:
-        """Keeps TFDS from printing that it downloads."""
+class _Writer:
+    """An ArrayRecord file whose errors are those of a file."""
 
-    def _log_download_done(self) -> None:
-        """Keeps TFDS from printing that it downloaded."""
+    def __init__(self, path: pathlib.Path):
+        self._file = ArrayRecordWriter(str(path), "group_size:1")  # TFDS's own choice: records are read singly
 
-    def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[Callable[[], Iterator[Any]]]]:
-        del dl_manager
-        pixel_bytes = self._source.image_size**2 * (3 if self._source.simulated else 1)  # masks take two
-        size = max(1, min(SHARD_EXAMPLES, SHARD_BYTES // pixel_bytes))
-        image_ids: set[str] = set()
-        patients: dict[str, str] = {}
-        iterators: dict[str, list[Callable[[], Iterator[Any]]]] = {}
-        for split, planned in self._source.splits().items():
-            stream = self._examples(split, image_ids, patients)
-            shards = max(1, -(-planned // size))
-            # Each shard takes what comes next. Quarantined images can leave the last ones short, even empty.
-            iterators[split] = [functools.partial(itertools.islice, stream, size)] * shards
-        return iterators
+    def write(self, record: bytes) -> None:
+        self._do(self._file.write, record)
 
-    def _examples(
-        self, split: str, image_ids: set[str], patients: dict[str, str]
-    ) -> Iterator[tuple[Key, dict[str, Any]]]:
-        reasons: Counter[str] = Counter()
-        key = 0
-        for record in self._source.records(split):
-            self._on_record(split, record)
-            if isinstance(record, Quarantined):
-                reasons[record.reason] += 1
-                continue
-            image_id, patient_id = record["image_id"], record["patient_id"]
-            if image_id in image_ids:
-                raise ValueError(f"image id {image_id!r} is used twice; ids must be unique over all splits")
-            image_ids.add(image_id)
-            if patients.setdefault(patient_id, split) != split:
-                raise ValueError(f"patient {patient_id!r} is in {patients[patient_id]!r} and in {split!r}")
-            yield key, features.example(record, self._source.simulated)
-            key += 1
-        if key == 0:
-            common = "; ".join(f"{n} x {reason}" for reason, n in reasons.most_common(3)) or "the source gave none"
-            raise ValueError(f"split {split!r} has no usable image; all {reasons.total()} were quarantined ({common})")
+    def close(self) -> None:
+        self._do(self._file.close)
+
+    def _do(self, function: Callable[..., None], *arguments: bytes) -> None:
+        try:
+            function(*arguments)
+        except RuntimeError as error:
+            raise OSError(
+                f"a shard could not be written ({error}); the same command goes on from those before"
+            ) from None
+
+
+def features_of(source: Source) -> tfds.features.FeaturesDict:
+    """The features of a source's examples."""
+    return features.spec(source.image_size, len(source.vocabulary), source.simulated)
+
+
+def _template(folder: pathlib.Path, split: str) -> naming.ShardedFileTemplate:
+    return naming.ShardedFileTemplate(
+        data_dir=folder,
+        dataset_name=NAME,
+        split=split,
+        filetype_suffix=file_adapters.FileFormat.ARRAY_RECORD.file_suffix,
+    )
+
+
+def write_metadata(source: Source, folder: pathlib.Path, shards: list[About]) -> None:
+    """Writes what TFDS needs to read the files of ``folder``: features, splits and, as metadata, the vocabulary."""
+    vocabulary = source.vocabulary
+    named: dict[str, Any] = {"name": vocabulary.name, "version": vocabulary.version}
+    info = dataset_info.DatasetInfo(
+        builder=dataset_info.DatasetIdentity(
+            name=NAME, version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name=""
+        ),
+        features=features_of(source),
+        metadata=tfds.core.MetadataDict(vocabulary=named | {"findings": list(vocabulary.findings)}),
+        disable_shuffling=True,
+    )
+    info.set_file_format(file_adapters.FileFormat.ARRAY_RECORD)
+    infos = []
+    for split in source.splits():
+        of = [about for about in shards if about.shard.split == split]
+        lengths = [about.images for about in of]
+        size = sum(about.bytes for about in of if about.images)  # of what is read: TFDS passes over the other files
+        infos.append(tfds.core.SplitInfo(split, lengths, size, _template(folder, split)))
+    info.set_splits(tfds.core.splits.SplitDict(infos))
+    info.write_to_directory(folder)

@@ -16,6 +16,8 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     "labels": ("labels", "findinglabels", "findingslabels"),
     "split": ("split", "subset", "partition"),
     "view": ("view", "viewposition", "projection"),
+    "sex": ("sex", "gender", "patientsex", "patientgender"),
+    "age": ("age", "patientage"),
 }
 REQUIRED = {
     "image": "each row needs its image",

@@ -9,8 +9,15 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 # numpy's only guess for these would be float64 or int64
-_CASTS = {"labels": np.int8, "observed": np.bool_, "truth": np.int8, "contrast": np.float32, "belief": np.float32}
-TEXT = ("image_id", "patient_id", "study_id", "view")
+_CASTS = {
+    "age": np.int16,
+    "labels": np.int8,
+    "observed": np.bool_,
+    "truth": np.int8,
+    "contrast": np.float32,
+    "belief": np.float32,
+}
+TEXT = ("image_id", "patient_id", "study_id", "view", "sex")
 SIMULATED = ("truth", "contrast", "belief", "reader", "masks")
 MASK_BITS = 16
 
@@ -24,9 +31,10 @@ def spec(image_size: int, c: int, simulated: bool) -> tfds.features.FeaturesDict
       simulated: adds the phantom's known truth.
 
     Returns:
-      image uint8 [h, w, 1]; image_id, patient_id, study_id, view; has_report bool; labels int8 [c] (label states, -2
-      where none was given); observed bool [c] (a label was given). If simulated also truth int8 [c] in {0, 1},
-      contrast float32 [c], belief float32 [c] in [0, 1], reader int32, masks uint16 [h, w, 1] (bit k = finding k).
+      image uint8 [h, w, 1]; image_id, patient_id, study_id, view, sex ("F", "M" or ""); age int16 (years, -1 unknown);
+      has_report bool; labels int8 [c] (label states, -2 where none was given); observed bool [c] (a label was given).
+      If simulated also truth int8 [c] in {0, 1}, contrast float32 [c], belief float32 [c] in [0, 1], reader int32,
+      masks uint16 [h, w, 1] (bit k = finding k).
 
     Raises:
       ValueError: masks cannot hold that many findings.
@@ -38,6 +46,7 @@ def spec(image_size: int, c: int, simulated: bool) -> tfds.features.FeaturesDict
         # Raw bytes: tf.Example would otherwise store each pixel as a varint, and PNG reads four times slower.
         "image": tensor(shape=shape, dtype=np.uint8, encoding="bytes"),
         **{name: tfds.features.Text() for name in TEXT},
+        "age": np.int16,
         "has_report": np.bool_,
         "labels": tensor(shape=(c,), dtype=np.int8),
         "observed": tensor(shape=(c,), dtype=np.bool_),
@@ -62,7 +71,7 @@ def example(record: dict[str, Any], simulated: bool) -> dict[str, Any]:
     """
     fields: dict[str, Any] = {"image": record["image"][..., None], "has_report": bool(record["has_report"])}
     fields |= {name: record[name] for name in TEXT}
-    names = ("labels", "observed", *(SIMULATED if simulated else ()))
+    names = ("age", "labels", "observed", *(SIMULATED if simulated else ()))
     for name in names:
         fields[name] = np.asarray(record[name], _CASTS[name]) if name in _CASTS else record[name]
     if simulated:

@@ -1,10 +1,14 @@
-"""Reads an untrusted image file into a square grey image."""
+"""Reads an untrusted PNG, JPEG or DICOM file into a square grey image.
+
+Whatever the file, its film is a picture in [0, 1] before it is resized, and becomes integers of 8 or 16 bits last.
+"""
 
 import pathlib
 import struct
 import threading
 import warnings
 import zlib
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -44,27 +48,51 @@ def locate(root: pathlib.Path, name: str) -> pathlib.Path:
     raise UnusableImageError("no such file in the data folder or its images folder")
 
 
-def read(path: pathlib.Path, image_size: int, max_megapixels: float) -> np.ndarray:
-    """Reads a PNG or JPEG file.
+def read(path: pathlib.Path, image_size: int, max_megapixels: float, bits: Literal[8, 16] = 8) -> np.ndarray:
+    """Reads a PNG, JPEG or DICOM file; its content says which it is, not its name.
 
     The aspect ratio is kept: the longer side is resized (antialiased) to ``image_size``, the rest padded with black.
-    Images of 16 bits are scaled by their bit depth, taken as the smallest of 8, 10, 12, 14, 16 that holds their largest
-    value, because 12-bit detectors store their values unscaled in 16-bit files.
+    PNG files of 16 bits are scaled by their bit depth, taken as the smallest of 8, 10, 12, 14, 16 that holds their
+    largest value, because 12-bit detectors store their values unscaled in 16-bit files. DICOM files are shown as
+    :mod:`repgls_jax.data.dicom` says.
 
     Args:
       path: the file.
       image_size: side of the result in pixels.
       max_megapixels: images larger than that are refused from their header, before any pixel is decoded.
+      bits: of the result; 16 keeps what a film of more than 8 bits shows.
 
     Returns:
-      uint8 [h, w], 0 black.
+      uint8 or uint16 [h, w], 0 black, 2**bits - 1 white.
 
     Raises:
-      UnusableImageError: too large, damaged, or not a PNG or JPEG.
+      UnusableImageError: too large, damaged, or not a PNG, JPEG or DICOM film.
     """
     size = path.stat().st_size
     if size > MAX_FILE_BYTES:
         raise UnusableImageError(f"the file has {size} bytes; the limit is {MAX_FILE_BYTES}")
+    try:
+        with path.open("rb") as file:
+            start = file.read(132)
+            content = start + file.read() if start[128:] == b"DICM" else None
+    except OSError as error:
+        raise UnusableImageError(f"the file cannot be read ({error.strerror})") from None
+    film = _picture(path, max_megapixels) if content is None else _dicom(content, max_megapixels)
+    return _square(film, image_size, bits)
+
+
+def _dicom(content: bytes, max_megapixels: float) -> Image.Image:
+    """A DICOM file in mode F, float32 in [0, 1]."""
+    from repgls_jax.data import dicom  # no sooner than it is needed: it silences pydicom in the whole process
+
+    try:
+        return Image.fromarray(dicom.decode(content, max_megapixels))
+    except dicom.UnusableDicomError as error:
+        raise UnusableImageError(str(error)) from None
+
+
+def _picture(path: pathlib.Path, max_megapixels: float) -> Image.Image:
+    """A PNG or JPEG file in mode L (8 bits), or F (float32 in [0, 1]) where it has more."""
     too_large = f"the header claims more than {max_megapixels:g} megapixels"
     try:
         with _OPENING, warnings.catch_warnings():
@@ -74,29 +102,37 @@ def read(path: pathlib.Path, image_size: int, max_megapixels: float) -> np.ndarr
             if image.width * image.height > max_megapixels * 1e6:
                 raise UnusableImageError(too_large)
             image.load()
-            return _square(image, image_size)
+            if image.mode not in _DEEP_MODES:
+                return image.convert("L")
+            deep = np.asarray(image, np.float32)
+            depth = next(bits for bits in (8, 10, 12, 14, 16, 32) if deep.max() < 2**bits)
+            return Image.fromarray(deep / np.float32(2**depth - 1))
     except Image.DecompressionBombError:
         raise UnusableImageError(too_large) from None
+    except Image.UnidentifiedImageError:
+        raise UnusableImageError("not a readable PNG or JPEG, nor a DICOM file with its preamble") from None
     except _DAMAGED as error:
         # PIL's message may quote the path, which says nothing more; its type says what kind of damage it is.
         raise UnusableImageError(f"not a readable PNG or JPEG ({type(error).__name__})") from None
 
 
-def _square(image: Image.Image, image_size: int) -> np.ndarray:
-    if image.mode in _DEEP_MODES:
-        deep = np.asarray(image, np.float32)
-        depth = next(bits for bits in (8, 10, 12, 14, 16, 32) if deep.max() < 2**bits)
-        grey = Image.fromarray(deep * np.float32(255 / (2**depth - 1)))
-    else:
-        grey = image.convert("L")
-    scale = image_size / max(grey.size)
-    width, height = (max(1, round(side * scale)) for side in grey.size)
-    if (width, height) != grey.size:
-        grey = grey.resize((width, height), Image.Resampling.BILINEAR)  # PIL widens the kernel when it shrinks
-    pixels = np.asarray(grey)
-    if pixels.dtype != np.uint8:
-        pixels = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
-    square = np.zeros((image_size, image_size), np.uint8)
-    top, left = (image_size - height) // 2, (image_size - width) // 2
+def placement(width: int, height: int, image_size: int) -> tuple[float, int, int]:
+    """How :func:`read` takes a film to its square: (scale, left, top); a point goes to scale * (x, y) + (left, top)."""
+    scale = image_size / max(width, height)
+    left, top = ((image_size - max(1, round(side * scale))) // 2 for side in (width, height))
+    return scale, left, top
+
+
+def _square(film: Image.Image, image_size: int, bits: int) -> np.ndarray:
+    if film.mode == "L" and bits == 16:
+        film = Image.fromarray(np.asarray(film, np.float32) / 255)
+    scale, left, top = placement(*film.size, image_size)
+    width, height = (max(1, round(side * scale)) for side in film.size)
+    if (width, height) != film.size:
+        film = film.resize((width, height), Image.Resampling.BILINEAR)  # PIL widens the kernel when it shrinks
+    pixels = np.asarray(film)
+    if film.mode == "F":
+        pixels = np.rint(np.clip(pixels, 0, 1) * np.float32(2**bits - 1))
+    square = np.zeros((image_size, image_size), f"u{bits // 8}")
     square[top : top + height, left : left + width] = pixels
     return square

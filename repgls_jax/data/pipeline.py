@@ -1,112 +1,148 @@
 """Batches from image shards, for training and for evaluation.
 
 The order of the data is a function of (seed, step) alone: not of the number of hosts, threads or worker processes. To
-resume, pass the step; no iterator state is saved.
+resume, pass the step; no iterator state is saved. Grain orders and prefetches; a batch is read, augmented and joined
+with its labels as a whole, since a step of Python for each image would take longer than the image.
 """
 
+import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import grain
+import jax
 import numpy as np
 from absl import flags
 
-from repgls_jax.data.shards import Records
+from repgls_jax.data import mix
+from repgls_jax.data.meter import Meter
+from repgls_jax.data.shards import Images
 
 Batch = dict[str, np.ndarray]
-Transform = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
 _RESERVED = ("image", "index", "valid")
 
 
-class _Examples:
-    """Images joined with the label columns by the index of the example."""
+class Augmentation(Protocol):
+    """Random changes of images, see :class:`repgls_jax.data.augment.Augment`."""
 
-    def __init__(self, records: Records, columns: Mapping[str, np.ndarray]):
-        self._records = records
-        self._columns = {name: np.asarray(values) for name, values in columns.items()}
-        for name, values in self._columns.items():
+    @property
+    def draws(self) -> int:
+        """How many random numbers an image takes."""
+        ...
+
+    def __call__(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """Changed images, uint8 [b, h, w, 1]; ``draws`` is float64 [b, draws] in [-1, 1)."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _Maker:
+    """Makes this host's part of a batch from the numbers of its examples."""
+
+    images: mix.Joined
+    columns: dict[str, np.ndarray]
+    host_index: int
+    host_count: int
+    meter: Meter
+    seed: int = 0
+    augment: Augmentation | None = None
+
+    def __post_init__(self) -> None:
+        for name, values in self.columns.items():
             if name in _RESERVED:
                 raise ValueError(f"column name {name!r} is taken; choose another than {', '.join(_RESERVED)}")
-            if values.ndim == 0 or len(values) != len(records):
+            if values.ndim == 0 or len(values) != len(self.images):
                 raise ValueError(
-                    f"column {name!r} has the shape {values.shape} but the split has {len(records)} examples; "
+                    f"column {name!r} has the shape {values.shape} but the split has {len(self.images)} examples; "
                     "align columns with shards.examples(shards, split)"
                 )
 
-    def __len__(self) -> int:
-        return len(self._records)
+    def train(self, step: int, indices: np.ndarray) -> Batch:
+        """Images, augmented, with their columns."""
+        made = self._joined(indices)
+        if self.augment is not None:
+            with self.meter.measure("augment"):
+                # Numbers for the whole batch on each host: an image's are the same whichever host it is on.
+                draws = np.random.default_rng((self.seed, step)).uniform(
+                    -1.0, 1.0, (len(indices) * self.host_count, self.augment.draws)
+                )
+                made["image"] = self.augment(made["image"], draws[self.host_index :: self.host_count])
+        return made
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        example = {"image": self._records[i]["image"], "index": np.int32(i)}
-        return example | {name: values[i] for name, values in self._columns.items()}
+    def evaluate(self, indices: np.ndarray) -> Batch:
+        """Images with their columns; numbers past the end are blanks."""
+        valid = indices < len(self.images)
+        read = self._joined(indices[valid])
+        made = {name: np.zeros((len(indices), *values.shape[1:]), values.dtype) for name, values in read.items()}
+        made["index"][:] = -1
+        for name, values in read.items():
+            made[name][: len(values)] = values
+        return made | {"valid": valid}
 
-
-class _Padded:
-    """Examples, then blanks up to a multiple of the batch size, told apart by "valid"."""
-
-    def __init__(self, examples: _Examples, batch_size: int):
-        self._examples = examples
-        self._length = -(-len(examples) // batch_size) * batch_size
-        self._blank = {name: np.zeros_like(value) for name, value in examples[0].items()}
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        if i < len(self._examples):
-            return self._examples[i] | {"valid": np.bool_(True)}
-        return self._blank | {"index": np.int32(-1), "valid": np.bool_(False)}
+    def _joined(self, indices: np.ndarray) -> Batch:
+        made = {"image": self.images.read(indices.tolist(), self.meter), "index": indices.astype(np.int32)}
+        with self.meter.measure("join"):
+            return made | {name: values[indices] for name, values in self.columns.items()}
 
 
 def train_batches(
-    shards: str | pathlib.Path,
+    shards: str | pathlib.Path | Sequence[str | pathlib.Path] | mix.Joined,
     split: str,
     columns: Mapping[str, np.ndarray],
     *,
     batch_size: int,
     seed: int,
+    weights: Sequence[float] = (),
     start_step: int = 0,
     host_index: int = 0,
     host_count: int = 1,
-    augment: Transform | None = None,
+    augment: Augmentation | None = None,
     threads: int = 2,
     workers: int = 0,
+    meter: Meter | None = None,
 ) -> Iterator[Batch]:
     """Endless batches, reshuffled every epoch; batches may straddle epochs, so that all have one size.
 
     Args:
-      shards: the folder "shards" of a build.
+      shards: the folder "shards" of a build, or of several builds to mix, see :mod:`repgls_jax.data.mix`; or images
+        that are open.
       split: train, valid or test.
-      columns: name -> [n, ...] array in the order of the split's examples (label states, rates, truth, ...).
+      columns: name -> [n, ...] array in the order of the split's examples (label states, rates, truth, ...); of several
+        builds, those of the first, then those of the second, and so on.
       batch_size: over all hosts; host k gets rows k, k + hosts, ... of the global batch.
       seed: of order and augmentation, >= 0.
+      weights: of several builds, how often images of each are drawn; by their number of images if not given.
       start_step: batches to pass over; costs no reading.
       host_index: this host.
       host_count: number of hosts; divides ``batch_size``.
-      augment: changes one example, given a generator of its own; see :class:`repgls_jax.data.augment.Augment`.
+      augment: changes images; see :class:`repgls_jax.data.augment.Augment`.
       threads: batches that are made at a time.
       workers: processes; 0 for threads alone.
+      meter: told where the time goes; what worker processes do, it is not told.
 
     Returns:
-      Iterator over dicts: image uint8 [b, h, w, 1], index int32 [b] (example within the split), each column [b, ...].
+      Iterator over dicts: image uint8 [b, h, w, 1], index int32 [b] (example within the split, of several builds within
+      all of them: see :meth:`repgls_jax.data.mix.Joined.part`), each column [b, ...].
 
     Raises:
-      ValueError: sizes or columns do not fit; raised by the call itself.
+      ValueError: sizes, columns or weights do not fit; raised by the call itself.
+      FileNotFoundError: no shards there; raised by the call itself.
+      DamagedShardError: a file is not what was written; its size by the call itself, its content when it is read.
     """
     local = _local(batch_size, host_index, host_count)
     if start_step < 0 or seed < 0:
         raise ValueError(f"start_step is {start_step}, seed {seed}; expected 0 or more")
-    data = grain.MapDataset.source(_Examples(Records(shards, split, ["image"]), columns)).seed(seed).shuffle().repeat()
-    if augment is not None:
-        data = data.random_map(augment)
-    # Hosts are told apart after the random steps and steps after the batching: both leave the global batches alone.
-    data = data[host_index::host_count].batch(local, drop_remainder=True)[start_step:]
-    return _iterate(data, threads, workers)
+    images = _open(shards, split)
+    maker = _Maker(images, _arrays(columns), host_index, host_count, meter or Meter(), seed, augment)
+    order = mix.order(images.lengths, weights, seed)[host_index::host_count]
+    batches = order.batch(local, drop_remainder=True, batch_fn=np.asarray).map_with_index(maker.train)
+    # Steps are passed over last: what is made of a step follows from its number.
+    return _iterate(batches[start_step:], threads, workers)
 
 
 def eval_batches(
-    shards: str | pathlib.Path,
+    shards: str | pathlib.Path | Sequence[str | pathlib.Path] | mix.Joined,
     split: str,
     columns: Mapping[str, np.ndarray],
     *,
@@ -115,6 +151,7 @@ def eval_batches(
     host_count: int = 1,
     threads: int = 2,
     workers: int = 0,
+    meter: Meter | None = None,
 ) -> Iterator[Batch]:
     """Every example once, in order; the last batch is filled up with blanks. All hosts get equally many batches.
 
@@ -125,12 +162,26 @@ def eval_batches(
       valid is False the index is -1 and all else is zero.
 
     Raises:
-      ValueError: sizes or columns do not fit; raised by the call itself.
+      See :func:`train_batches`.
     """
     local = _local(batch_size, host_index, host_count)
-    examples = _Padded(_Examples(Records(shards, split, ["image"]), columns), batch_size)
-    data = grain.MapDataset.source(examples)[host_index::host_count].batch(local, drop_remainder=True)
-    return _iterate(data, threads, workers)
+    images = _open(shards, split)
+    maker = _Maker(images, _arrays(columns), host_index, host_count, meter or Meter())
+    numbers = grain.MapDataset.range(-(-len(images) // batch_size) * batch_size)[host_index::host_count]
+    return _iterate(
+        numbers.batch(local, drop_remainder=True, batch_fn=np.asarray).map(maker.evaluate), threads, workers
+    )
+
+
+def _open(shards: str | pathlib.Path | Sequence[str | pathlib.Path] | mix.Joined, split: str) -> mix.Joined:
+    if isinstance(shards, mix.Joined):
+        return shards
+    folders = [shards] if isinstance(shards, str | pathlib.Path) else shards
+    return mix.Joined([Images(folder, split) for folder in folders])
+
+
+def _arrays(columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(values) for name, values in columns.items()}
 
 
 def _local(batch_size: int, host_index: int, host_count: int) -> int:
@@ -149,5 +200,13 @@ def _iterate(data: "grain.MapDataset[Batch]", threads: int, workers: int) -> Ite
     if workers > 0:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain hands absl's flags to its workers and fails where none were parsed
-        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+        stream = stream.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2), worker_init_fn=_leave_devices
+        )
     return iter(stream)
+
+
+def _leave_devices(worker: int, workers: int) -> None:
+    """Keeps a worker process, which augments on the CPU, from claiming the accelerators of its parent."""
+    del worker, workers
+    jax.config.update("jax_platforms", "cpu")

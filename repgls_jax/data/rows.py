@@ -9,12 +9,15 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from repgls_jax.data.columns import Columns
-from repgls_jax.data.source import TEXT_FIELDS
+from repgls_jax.data.source import TEXT_FIELDS, UNKNOWN_AGE
 
 SUFFIXES = (".csv", ".parquet")
 MAX_TABLE_BYTES = 4 * 2**30
 _BLOCK_BYTES = 32 * 2**20  # a CSV row must fit in one block
 _SHOWN = 5
+_AGE = re.compile(r"(\d{1,4})(?:\.\d*)?\s*([YMWD]?)", re.IGNORECASE)
+_PER_YEAR = {"": 1.0, "Y": 1.0, "M": 12.0, "W": 52.1775, "D": 365.2425}
+_OLDEST = 120  # years; what is more is a slip of the pen, such as "411Y"
 
 
 def find(root: pathlib.Path, table: str) -> pathlib.Path:
@@ -78,7 +81,7 @@ class Rows:
     """The rows that are used: role or finding -> column of text."""
 
     def __init__(self, columns: Mapping[str, list[str]]):
-        """Takes columns of one length; "image", "patient", "study", "view" and the text fields are always there."""
+        """Takes columns of one length; image, patient, study, view, sex, age and the text fields are always there."""
         self._columns = dict(columns)
 
     def __len__(self) -> int:
@@ -101,6 +104,21 @@ class Rows:
             for study, text in zip(self._columns["study"], self._columns[field], strict=True)
             if len(text.encode()) > max_bytes
         }
+
+
+def sex(cell: str) -> str:
+    """ "F" or "M" of a cell such as "Female", "m"; "" for anything else."""
+    letter = cell[:1].upper()
+    return letter if cell.upper() in (letter, "FEMALE", "MALE") and letter in "FM" else ""
+
+
+def age(cell: str) -> int:
+    """Completed years of a cell such as "58", "58.0", "058Y", "011M" or "030D"; -1 if it is none or over 120."""
+    found = _AGE.fullmatch(cell)
+    if not found:
+        return UNKNOWN_AGE
+    years = int(int(found[1]) / _PER_YEAR[found[2].upper()])
+    return years if years <= _OLDEST else UNKNOWN_AGE
 
 
 def select(table: pa.Table, used: Columns) -> Rows:
@@ -133,7 +151,7 @@ def select(table: pa.Table, used: Columns) -> Rows:
         twice = {stem: None for stem in stems if stem in seen or seen.add(stem)}  # type: ignore[func-returns-value]
         _refuse(twice, "image names differ only by their suffix; map a study column", names["image"])
         columns["study"] = stems
-    for role in ("view", *TEXT_FIELDS):
+    for role in ("view", "sex", "age", *TEXT_FIELDS):
         columns.setdefault(role, [""] * n)
     _per_study(columns["study"], columns["patient"], "studies have several patients", names)
     for field in TEXT_FIELDS:

@@ -3,16 +3,13 @@
 import hashlib
 import os
 import pathlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent import futures
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from repgls_jax import findings as findings_lib
 from repgls_jax.data import columns as columns_lib
-from repgls_jax.data import images, labels, parallel, rows, splits
-from repgls_jax.data.source import SPLITS, TEXT_FIELDS, Quarantined, Record
+from repgls_jax.data import films, labels, rows, splits
+from repgls_jax.data.source import SPLITS, TEXT_FIELDS, UNKNOWN_AGE, Quarantined, Record
 
 
 class TableSource:
@@ -33,7 +30,6 @@ class TableSource:
         ignore: Collection[str] = (),
         max_megapixels: float = 64,
         max_report_bytes: int = 1_000_000,
-        workers: int | None = None,
     ):
         """Reads and checks the table; images are read later, one by one.
 
@@ -48,18 +44,12 @@ class TableSource:
           ignore: finding names in a list column that may be dropped.
           max_megapixels: larger images are quarantined from their header.
           max_report_bytes: studies with a longer text (UTF-8) are quarantined.
-          workers: threads that decode; None for one per core. Records do not depend on it.
 
         Raises:
           FileNotFoundError: no such folder or table.
           ValueError: the table cannot be used; the message says what was found and what was expected.
         """
-        if not 0 < max_megapixels <= images.PIL_MEGAPIXELS:
-            raise ValueError(
-                f"max_megapixels is {max_megapixels}; expected more than 0, at most {images.PIL_MEGAPIXELS}"
-            )
-        if not 8 <= image_size <= 4096:
-            raise ValueError(f"image_size is {image_size}; expected 8 to 4096 pixels")
+        films.check(image_size, max_megapixels)
         if isinstance(ignore, str):
             raise ValueError(f"ignore is the text {ignore!r}; expected a list of finding names")
         self.vocabulary = findings_lib.vocabulary(findings)
@@ -73,22 +63,27 @@ class TableSource:
         patients = self._rows.column("patient")
         if "split" in used.roles:
             given = splits.from_column(patients, self._rows.column("split"), used.roles["split"])
-            self._split_of = splits.with_valid(given, fractions, seed)
+            split_of = splits.with_valid(given, fractions, seed)
         else:
-            self._split_of = splits.by_hash(patients, fractions, seed)
+            split_of = splits.by_hash(patients, fractions, seed)
+        belongs = [split_of[patient] for patient in patients]
+        self._of = {split: [i for i, s in enumerate(belongs) if s == split] for split in SPLITS}
         self._too_long = self._rows.studies_over(max_report_bytes)
         self._limits = {"max_megapixels": max_megapixels, "max_report_bytes": max_report_bytes}
-        self._workers = parallel.cores() if workers is None else max(1, workers)
         with path.open("rb") as file:
             table_hash = hashlib.file_digest(file, "sha256").hexdigest()
         self._parameters = {
             "table": path.name,
             "table_sha256": table_hash,
             "rows": data.num_rows,
-            "images_sha256": _stamp(self._root, self._rows.column("image")),
+            "images_sha256": films.look(self._root, sorted(set(self._rows.column("image"))))[1],
             "duplicate_rows": data.num_rows - len(self._rows),
             "columns": used.roles | used.labels,
             "unused_columns": list(used.unused),
+            "unread": {
+                "sex": sum(bool(v) and not rows.sex(v) for v in self._rows.column("sex")),
+                "age": sum(bool(v) and rows.age(v) == UNKNOWN_AGE for v in self._rows.column("age")),
+            },
             "splits": {"column": used.roles.get("split"), "seed": seed, "fractions": list(fractions)},
             "ignore": sorted(ignore),
             **self._limits,
@@ -105,55 +100,27 @@ class TableSource:
 
     def splits(self) -> dict[str, int]:
         """Images per split; splits without a row are left out."""
-        counts = {split: len(self._of(split)) for split in SPLITS}
-        return {split: count for split, count in counts.items() if count}
+        return {split: len(indices) for split, indices in self._of.items() if indices}
 
-    def _of(self, split: str) -> list[int]:
-        return [i for i, p in enumerate(self._rows.column("patient")) if self._split_of[p] == split]
-
-    def records(self, split: str) -> Iterator[Record | Quarantined]:
-        """The rows of a split in the table's order."""
-        with futures.ThreadPoolExecutor(self._workers) as pool:
-            yield from parallel.ordered(pool, self._record, self._of(split), 8 * self._workers)
-
-    def _record(self, i: int) -> Record | Quarantined:
+    def record(self, split: str, i: int) -> Record | Quarantined:
+        """Row ``i`` of a split, in the table's order."""
+        i = self._of[split][i]
         row = self._rows[i]
         if row["study"] in self._too_long:
             return Quarantined(row["image"], f"the report has more than {self._limits['max_report_bytes']} bytes")
-        try:
-            path = images.locate(self._root, row["image"])
-            image = images.read(path, self.image_size, self._limits["max_megapixels"])
-        except images.UnusableImageError as error:
-            return Quarantined(row["image"], str(error))
-        states = self._labels[i]
-        return {
-            "image": image,
+        film = {
+            "path": row["image"],
             "image_id": str(pathlib.PurePosixPath(row["image"])),
-            "patient_id": row["patient"],
-            "study_id": row["study"],
-            "view": row["view"],
-            **{field: row[field] for field in TEXT_FIELDS},
-            "has_report": any(row[field] for field in TEXT_FIELDS),
-            "labels": states,
-            "observed": np.asarray(states != findings_lib.NOT_MENTIONED),
+            **{name: row[name] for name in ("patient", "study", "view", *TEXT_FIELDS)},
+            "sex": rows.sex(row["sex"]),
+            "age": rows.age(row["age"]),
         }
+        return films.read(
+            *(self._root, film, self._labels[i], []),
+            image_size=self.image_size,
+            max_megapixels=self._limits["max_megapixels"],
+        )
 
     def parameters(self) -> dict[str, Any]:
         """The table by its content, the images by size and time, the columns and every option that changes a record."""
         return self._parameters
-
-    def close(self) -> None:
-        """Nothing to let go of."""
-
-
-def _stamp(root: pathlib.Path, names: Sequence[str]) -> str:
-    """Hash of the images' names, sizes and times: reading half a million files would take longer than the build."""
-    digest = hashlib.sha256()
-    for name in sorted(set(names)):
-        try:
-            found = (root / name).stat()
-            stamp = f"{found.st_size} {found.st_mtime_ns}"
-        except (OSError, ValueError):  # not there, or no path at all: quarantined when its turn comes
-            stamp = "absent"
-        digest.update(f"{name}\0{stamp}\n".encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()

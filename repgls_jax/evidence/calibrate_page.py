@@ -1,4 +1,7 @@
-"""A calibration as files: lexicon_override.csv, by_finding.csv, calibration.json, calibration.html, and a table."""
+"""A calibration as files: lexicon_override.csv, by_finding.csv, calibration.json, calibration.html, and a table.
+
+There is no override of evidence that a language model gave: its cues are levels, which the lexicon does not have.
+"""
 
 import csv
 import dataclasses
@@ -99,6 +102,8 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         f"Not mentioned: {c['silent_present']:,} of {c['silent']:,} labels are present.",
         "Intervals of scores are over studies; calibrated scores are of studies that the fit had not seen.",
     ]
+    if not result["override"]:
+        said.append("None of the cues is the lexicon's, so no override is written.")
     if c["passed_over"]:
         said.append(f"Label columns passed over, as they name no finding: {', '.join(c['passed_over'])}.")
     return said
@@ -119,7 +124,7 @@ def text(result: Mapping[str, Any]) -> str:
     """The calibration for a terminal."""
     cue_rows = _cue_rows(result)
     more = sum(row["n"] > 0 for row in result["cues"]) - len(cue_rows)
-    rest = [f"and {more} rarer cues, see lexicon_override.csv"] if more > 0 else []
+    rest = [f"and {more} rarer cues, see calibration.json"] if more > 0 else []
     scores = sheet.ruled(_SCORE_HEAD, _score_rows(result))
     return "\n".join([sheet.ruled(_HEAD, cue_rows), *rest, "", scores, *notes(result), *warnings(result)])
 
@@ -241,15 +246,18 @@ def run(
 
     Returns:
       What calibration.json holds: ``counts``, ``cues`` (rows of the override with the observed share), ``categories``,
-      ``by_finding``, ``uneven`` (see :func:`repgls_jax.evidence.calibrate.uneven`), and ``reliability`` of "all
-      mentions" and "hedged mentions": scores before and after.
+      ``by_finding``, ``uneven`` (see :func:`repgls_jax.evidence.calibrate.uneven`), ``reliability`` of "all mentions"
+      and "hedged mentions": scores before and after, and ``override``, the number of rows of lexicon_override.csv.
 
     Raises:
       FileNotFoundError, ValueError: see :func:`repgls_jax.evidence.labels.join`.
     """
-    mentions, counted = labels.join(evidence, label_file, lexicon_lib.load())
+    lexicon = lexicon_lib.load()
+    mentions, counted = labels.join(evidence, label_file, lexicon)
     n, k = calibrate.counts(mentions)
     fitted = calibrate.fit(mentions.cues, n, k)
+    known = override_lib.own_p(lexicon)
+    rows = [row for row in calibrate.table(mentions.cues, fitted, n, k) if row["cue"] in known]
     after = calibrate.out_of_fold(mentions, seed)
     scores, scored = {}, {}
     for name, use in (("all mentions", np.ones(len(after), bool)), ("hedged mentions", mentions.hedged)):
@@ -277,10 +285,12 @@ def run(
         },
         "by_finding": _by_finding(mentions),
         "uneven": calibrate.uneven(mentions),
+        "override": len(rows),
     }
     output.mkdir(parents=True, exist_ok=True)
-    rows = calibrate.table(mentions.cues, fitted, n, k)
-    sheet.write(output / "lexicon_override.csv", _csv(rows, override_lib.COLUMNS))
+    (output / "lexicon_override.csv").unlink(missing_ok=True)
+    if rows:
+        sheet.write(output / "lexicon_override.csv", _csv(rows, override_lib.COLUMNS))
     sheet.write(output / "by_finding.csv", _csv(result["by_finding"], tuple(result["by_finding"][0])))
     sheet.write(output / "calibration.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     sheet.write(output / "calibration.html", page(result, scores))

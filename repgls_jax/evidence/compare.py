@@ -67,10 +67,9 @@ def load(path: pathlib.Path) -> Side:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is no evidence file of this version.
+      ValueError: it is no evidence file of this version, or damaged.
     """
-    file, vocabulary = stored.open_file(path)
-    table = file.read(columns=_COLUMNS)
+    table, vocabulary = stored.read(path, _COLUMNS)
     names = table.select(["labeller", "version"]).group_by(["labeller", "version"]).aggregate([]).to_pylist()
     labellers = tuple(sorted(f"{row['labeller']} {row['version']}" for row in names))
     return Side(table.select(_COLUMNS[:5]), vocabulary, labellers)
@@ -84,7 +83,7 @@ def align(first: Side, second: Side) -> Pair:
     from one that mentions nothing: the study is compared, and its findings count as not mentioned.
 
     Raises:
-      ValueError: the vocabularies have no finding in common, no study is left, or a (study, finding) stands twice.
+      ValueError: the vocabularies have no finding in common, or no study is left.
     """
     sides = (first, second)
     names = tuple(f for f in first.vocabulary.findings if f in second.vocabulary.findings)
@@ -108,15 +107,13 @@ def align(first: Side, second: Side) -> Pair:
     ids = ids.take(pc.sort_indices(ids))
     used = pc.unique(pa.chunked_array([c for side in sides for c in side.table["cue"].chunks], pa.string()))
     cues = ("", *(c for c in used.to_pylist() if c))
-    dense = [
-        _dense(side.table, ids, names, cues, where) for side, where in zip(sides, ("first", "second"), strict=True)
-    ]
+    dense = [_dense(side.table, ids, names, cues) for side in sides]
     state, p, cue = (np.stack(parts) for parts in zip(*dense, strict=True))
     return Pair(ids, names, state, p, cue, cues, left_out, absent)
 
 
 def _dense(
-    table: pa.Table, ids: pa.Array, names: Sequence[str], cues: Sequence[str], where: str
+    table: pa.Table, ids: pa.Array, names: Sequence[str], cues: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """State index, p and cue index [n, c] of one file's rows."""
 
@@ -127,8 +124,6 @@ def _dense(
     known = (row >= 0) & (col >= 0)
     at = row[known].astype(np.int64) * len(names) + col[known]
     size = len(ids) * len(names)
-    if np.bincount(at, minlength=size).max(initial=0) > 1:
-        raise ValueError(f"the {where} file holds a (study, finding) pair more than once; extract again")
     state, p, cue = np.zeros(size, np.int8), np.full(size, np.nan, np.float32), np.zeros(size, np.int32)
     state[at] = index("state", pa.array(STATES, table.schema.field("state").type))[known]
     p[at] = table["p"].to_numpy()[known]

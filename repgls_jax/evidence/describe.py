@@ -68,14 +68,15 @@ def read(path: pathlib.Path) -> Rows:
     texts = ("study_id", "finding", "cue", "section", "labeller", "version", "prompt_hash")
     parts: dict[str, list[pa.Array]] = {name: [] for name in (*texts, "state", "p")}
     for batch in file.iter_batches(_BLOCK, columns=list(parts)):
+        table = stored.typed(pa.Table.from_batches([batch]), list(parts), path)
         for name, chunks in parts.items():
-            column = batch.column(name)
+            column = table[name].combine_chunks()
             if column.null_count:
                 raise ValueError(f"evidence file {path} has rows without {name}; the file is damaged, extract again")
             chunks.append(column.dictionary_encode() if name in texts else column)
     codes = {name: _codes(parts.pop(name)) for name in texts}
     state, p = (np.concatenate([chunk.to_numpy() for chunk in parts[name]]) for name in ("state", "p"))
-    if not (np.isin(state, list(_STATES.values())).all() and ((p >= 0) & (p <= 1)).all()):
+    if not stored.possible(state, p):
         raise ValueError(f"evidence file {path} has a state beside -1, 0 and 1, or a p beside [0, 1]; extract again")
     if len(codes["section"][1]) > _MOST_SECTIONS:
         raise ValueError(f"evidence file {path} has over {_MOST_SECTIONS} sections; extract again")

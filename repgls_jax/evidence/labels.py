@@ -16,6 +16,7 @@ from repgls_jax.reports import override as override_lib
 _VALUES = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "": -1}
 _SHOWN = 20  # faults that a message lists
 MAX_FIELD = 100_000  # characters of one cell
+_LEXICON = "+lexicon."  # what stands before the lexicon's digest in a version
 
 
 def read(path: pathlib.Path) -> tuple[list[str], tuple[str, ...], np.ndarray, list[str]]:
@@ -29,22 +30,25 @@ def read(path: pathlib.Path) -> tuple[list[str], tuple[str, ...], np.ndarray, li
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: study_id or every finding is missing, a finding or a study stands twice, or a value is not one of the
-        three; the message lists faults by line and column and holds no value.
+      ValueError: study_id or every finding is missing, a column or a study stands twice, a row is shorter or longer
+        than the header, or a value is not one of the three; the message lists faults by line and column and holds no
+        value.
     """
     if not path.exists():
         raise FileNotFoundError(f"labels {path} does not exist; give a CSV with study_id and a column for each finding")
     previous = csv.field_size_limit(MAX_FIELD)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file)
+            rows = csv.reader(file, strict=True)  # a quote that is never closed would swallow the rows behind it
             head = next(rows, [])
             at, others = _columns(head, path)
             ids, values, faults = [], [], []
             for row in rows:
                 if not row:
                     continue
-                row += [""] * (len(head) - len(row))
+                if len(row) != len(head):
+                    faults.append(f"line {rows.line_num}, {len(row)} cells under {len(head)} names")
+                    continue
                 ids.append(row[head.index("study_id")])
                 values.append([_VALUES.get(row[i].strip(), -2) for i in at.values()])
                 wrong = [name for name, value in zip(at, values[-1], strict=True) if value == -2]
@@ -58,8 +62,8 @@ def read(path: pathlib.Path) -> tuple[list[str], tuple[str, ...], np.ndarray, li
     if faults:
         more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
         raise ValueError(
-            f"labels {path} holds values other than 1, 0 and blank at {'; '.join(faults[:_SHOWN])}{more}; "
-            "leave unknown and uncertain labels blank"
+            f"labels {path} cannot be used at {'; '.join(faults[:_SHOWN])}{more}; "
+            "write 1, 0 or blank under every finding, blank for what is unknown or uncertain"
         )
     if len(set(ids)) != len(ids) or not ids:
         raise ValueError(
@@ -80,8 +84,10 @@ def _columns(head: list[str], path: pathlib.Path) -> tuple[dict[str, int], list[
             at[finding] = i
         elif name != "study_id":
             others.append(name)
-    if "study_id" not in head or not at:
-        raise ValueError(f"labels {path} has {len(head)} columns; expected study_id and one for each finding, by name")
+    if head.count("study_id") != 1 or not at:
+        raise ValueError(
+            f"labels {path} has {len(head)} columns; expected one study_id and one for each finding, by name"
+        )
     return at, others
 
 
@@ -99,16 +105,19 @@ def join(
       does not mention the finding, and how many are 1), and ``passed_over``, the columns that are no finding.
 
     Raises:
-      FileNotFoundError, ValueError: a file is missing or malformed, the evidence is already calibrated, or no mention
-        has a label.
+      FileNotFoundError, ValueError: a file is missing or malformed, the evidence is already calibrated or of another
+        lexicon, or no mention has a label.
     """
-    file, _ = stored.open_file(evidence)
-    table = file.read(columns=["study_id", "finding", "state", "p", "cue", "version"])
+    table, _ = stored.read(evidence, ["study_id", "finding", "state", "p", "cue", "version"])
     versions = pc.unique(table["version"]).to_pylist()
     if any(override_lib.VERSION in version for version in versions):
         raise ValueError(f"evidence {evidence} was made with an override; calibrate what the wording alone expresses")
+    if any(_LEXICON in version and f"{_LEXICON}{lexicon.digest}" not in version for version in versions):
+        raise ValueError(f"evidence {evidence} was made with another lexicon than this version's; extract again")
     ids, findings, values, passed_over = read(labels)
     columns = [j for j, name in enumerate(findings) if name != findings_lib.NO_FINDING]
+    if not columns:
+        raise ValueError(f"labels {labels} have only {findings_lib.NO_FINDING}, which no cue speaks of; name findings")
     findings, values = tuple(findings[j] for j in columns), values[:, columns]
     row = _index(table["study_id"], pa.array(ids, pa.string()))
     col = _index(table["finding"], pa.array(findings, pa.string()))

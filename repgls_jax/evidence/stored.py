@@ -1,15 +1,18 @@
-"""Rows of evidence files, read without holding a whole file: the vocabulary, and the rows of a few studies."""
+"""Evidence files, opened and checked: the vocabulary, whole columns, and the rows of a few studies."""
 
 import pathlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from repgls_jax import findings as findings_lib
 from repgls_jax import sidecars
+
+_STATES = (findings_lib.POSITIVE, findings_lib.NEGATIVE, findings_lib.UNCERTAIN)
 
 
 def open_file(path: pathlib.Path) -> tuple[pq.ParquetFile, findings_lib.Vocabulary]:
@@ -42,6 +45,51 @@ def open_file(path: pathlib.Path) -> tuple[pq.ParquetFile, findings_lib.Vocabula
     )
 
 
+def typed(table: pa.Table, columns: Sequence[str], path: pathlib.Path) -> pa.Table:
+    """``columns`` of some rows of ``path``, in the types of :data:`repgls_jax.sidecars.EVIDENCE`.
+
+    Raises:
+      ValueError: a column is of a type that does not convert; the message holds no value.
+    """
+    try:
+        return table.select(columns).cast(pa.schema([sidecars.EVIDENCE.field(name) for name in columns]))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        # "from None": Arrow quotes the value that does not convert.
+        kinds = ", ".join(f"{name} {table.schema.field(name).type}" for name in columns)
+        raise ValueError(f"evidence file {path} has columns of other types ({kinds}); extract again") from None
+
+
+def possible(state: np.ndarray, p: np.ndarray) -> bool:
+    """Whether every state is -1, 0 or 1, and every p in [0, 1]."""
+    return bool(np.isin(state, _STATES).all() and ((p >= 0) & (p <= 1)).all())
+
+
+def read(path: pathlib.Path, columns: Sequence[str]) -> tuple[pa.Table, findings_lib.Vocabulary]:
+    """Columns of a whole file in the types of :data:`repgls_jax.sidecars.EVIDENCE`, and its vocabulary.
+
+    Args:
+      path: evidence file.
+      columns: names; study_id, finding, state and p must be among them.
+
+    Raises:
+      FileNotFoundError, ValueError: see :func:`open_file`; or a value is missing or impossible, or a
+        (study, finding) pair stands twice.
+    """
+    file, vocabulary = open_file(path)
+    table = typed(file.read(columns=list(columns)), columns, path)
+    for name in columns:
+        if table[name].null_count:
+            raise ValueError(f"evidence file {path} has rows without {name}; the file is damaged, extract again")
+    if not possible(table["state"].to_numpy(), table["p"].to_numpy()):
+        raise ValueError(f"evidence file {path} has a state beside -1, 0 and 1, or a p beside [0, 1]; extract again")
+    strange = set(pc.unique(table["finding"]).to_pylist()) - set(vocabulary.findings)
+    if strange:
+        raise ValueError(f"evidence file {path} has findings that its vocabulary lacks ({len(strange)}); extract again")
+    if table.select(["study_id", "finding"]).group_by(["study_id", "finding"]).aggregate([]).num_rows < len(table):
+        raise ValueError(f"evidence file {path} holds a (study_id, finding) pair more than once; extract again")
+    return table, vocabulary
+
+
 def rows_of(path: pathlib.Path, study_ids: Collection[str]) -> dict[str, list[dict[str, Any]]]:
     """The rows of some studies, in file order, read batch by batch.
 
@@ -60,7 +108,7 @@ def rows_of(path: pathlib.Path, study_ids: Collection[str]) -> dict[str, list[di
     found: dict[str, list[dict[str, Any]]] = {study_id: [] for study_id in study_ids}
     seen: set[tuple[str, str]] = set()
     for batch in file.iter_batches(columns=sidecars.EVIDENCE.names):
-        table = pa.table(batch).select(sidecars.EVIDENCE.names).cast(sidecars.EVIDENCE)
+        table = typed(pa.Table.from_batches([batch]), sidecars.EVIDENCE.names, path)
         for row in table.filter(pc.is_in(table["study_id"], wanted)).to_pylist():
             key = row["study_id"], row["finding"]
             if key in seen:

@@ -135,7 +135,7 @@ def _paint(text: str, style: tuple[str, ...], colour: bool) -> str:
 
 def _table(study: view.Study, width: int, colour: bool) -> Iterator[str]:
     if not study.readings:
-        yield "no finding is mentioned"
+        yield "no finding is mentioned" if study.labeller else "the evidence file has no row of this study"
     for reading in study.readings:
         state = findings_lib.STATES[reading.state]
         origin = "follows from the other findings" if reading.derived else f"{reading.cue or 'bare'}, {reading.section}"

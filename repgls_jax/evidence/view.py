@@ -94,7 +94,7 @@ class Study:
       study_id: as to be shown.
       fields: name -> pieces in text order, for the fields that have text.
       readings: each deciding reading followed by the others of its finding; what follows by rule is last.
-      labeller, version: what read it.
+      labeller, version: what read it, "" where an evidence file has no row of it.
       cut: characters beyond the engine's limit, which are neither read nor shown.
     """
 

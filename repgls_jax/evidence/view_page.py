@@ -45,8 +45,12 @@ def render(studies: Sequence[view.Study]) -> str:
 
 
 def write(path: pathlib.Path, studies: Sequence[view.Study]) -> None:
-    """Writes the page of :func:`render` whole or not at all; nobody but the owner may read it, at any moment."""
+    """Writes the page of :func:`render` whole or not at all; nobody but the owner may read it, at any moment.
+
+    A folder that is missing is made.
+    """
     text = render(studies)
+    path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=path.name, suffix=".partial", dir=path.parent)  # made with mode 0600
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -59,7 +63,8 @@ def write(path: pathlib.Path, studies: Sequence[view.Study]) -> None:
 def _study(study: view.Study, anchor: str) -> dict[str, Any]:
     rows = [_row(reading, k) for k, reading in enumerate(study.readings)]
     fields = {name: [_piece(piece, rows) for piece in pieces] for name, pieces in study.fields.items()}
-    return {"anchor": anchor, "id": study.study_id, "fields": fields, "rows": rows, "cut": study.cut}
+    said = {"id": study.study_id, "labeller": study.labeller, "cut": study.cut}
+    return {"anchor": anchor, **said, "fields": fields, "rows": rows}
 
 
 def _row(reading: view.Reading, index: int) -> dict[str, Any]:

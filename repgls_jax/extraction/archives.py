@@ -60,6 +60,9 @@ def rows(path: pathlib.Path) -> Iterator[Row]:
     if path.is_dir():
         names = _walk(path)
         kind = _kind(path, names)
+        for name in names:
+            if not kind.holds(name) and (path / name).is_dir():
+                yield f"folder {name[-200:]}", Fault("a link to a folder, which is not followed"), 0.0
         yield from _parsed(_read_files(path, [name for name in names if kind.holds(name)]), kind)
     elif path.suffix.lower() == ".zip":
         with _damage_told(path), zipfile.ZipFile(path) as archive:
@@ -74,6 +77,15 @@ def rows(path: pathlib.Path) -> Iterator[Row]:
                 yield row
         if not found:
             raise ValueError(f"{path} holds no .xml file; expected the reports of Open-i, or a .zip of text files")
+
+
+def openi_files(path: pathlib.Path) -> Iterator[_Member]:
+    """The files of Open-i's reports in a folder or .tgz: (name, bytes or why there are none, share read so far)."""
+    if path.is_dir():
+        yield from _read_files(path, [name for name in _walk(path) if _OPENI.holds(name)])
+    else:
+        with _damage_told(path):
+            yield from _read_tar(path, _OPENI)
 
 
 def parse_openi(data: bytes) -> Report:
@@ -178,15 +190,16 @@ def _parsed(members: Iterable[_Member], kind: _Kind) -> Iterator[Row]:
 
 
 def _walk(folder: pathlib.Path) -> list[str]:
-    """Paths of all files below ``folder``, with "/", sorted."""
+    """Paths of all files below ``folder``, and of links to folders, with "/", sorted."""
 
     def stop(error: OSError) -> None:
         raise error  # a folder that cannot be listed would be reports lost in silence
 
     found = []
-    for root, _, files in os.walk(folder, onerror=stop):
-        base = pathlib.Path(root).relative_to(folder).as_posix()
-        found += [name if base == "." else f"{base}/{name}" for name in files]
+    for root, folders, files in os.walk(folder, onerror=stop):
+        base = pathlib.Path(root).relative_to(folder)
+        links = [name for name in folders if (folder / base / name).is_symlink()]
+        found += [(base / name).as_posix() for name in (*files, *links)]
         if len(found) > MAX_MEMBERS:
             break  # refused by the caller
     return sorted(found)

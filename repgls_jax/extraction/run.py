@@ -51,7 +51,8 @@ def extract(
     Raises:
       FileNotFoundError: there is no reports file.
       ValueError: the backend or file type is unknown, a setting is wrong, a column is missing, the file is empty or
-        malformed, every report is quarantined, or another process is writing the same output.
+        malformed, every report is quarantined, the output is a folder or the reports themselves, or another process is
+        writing it.
       OSError: the disk is full, or a worker process died. The parts that are finished stay.
     """
     if workers < 1:
@@ -60,6 +61,10 @@ def extract(
     say = log or (lambda line: None)
     settings = backends.settings_of(backend, {}) if settings is None else settings
     reader = source.Source(pathlib.Path(reports_path))
+    if output_path.is_dir():
+        raise ValueError(f"output {output_path} is a folder; name the file to write")
+    if output_path.exists() and output_path.samefile(reader.path):
+        raise ValueError(f"output {output_path} is the reports file itself; name another")
     values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     output_path.parent.mkdir(parents=True, exist_ok=True)
     with parts.alone(output_path):

@@ -23,6 +23,8 @@ MAX_FIELD = 16 * 2**20  # characters of one CSV field
 MAX_BATCH = 32 * 2**20  # characters of one list of reports
 MAX_ID = 256  # characters
 _ROWS = 500  # of a Parquet file, decoded at a time
+# What Parquet columns of text are; a column without any value has no type.
+_TEXTS = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.null())
 
 # A byte that is not UTF-8 comes out of "surrogateescape" as one of these.
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
@@ -66,7 +68,7 @@ class Source:
         """Reports that can be used, in order: study_id, and those of findings, impression and report that there are.
 
         Raises:
-          ValueError: the file is empty or malformed as a whole, or a column is missing.
+          ValueError: the file is empty or malformed as a whole, or a column is missing, there twice or no text.
         """
         self.quarantine, self.fraction = [], 0.0
         seen: set[int] = set()  # hashes, to keep memory small; two ids share one with odds of 1e-9 in 250,000
@@ -80,6 +82,9 @@ class Source:
 
     def _fields(self, names: Iterable[str]) -> list[str]:
         names = list(names)
+        twice = [name for name in ("study_id", *engine_lib.FIELDS) if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"reports file {self.path} has several columns {', '.join(twice)}; keep one of each")
         if "study_id" not in names or not any(field in names for field in engine_lib.FIELDS):
             # A table without a header has report text here.
             raise ValueError(
@@ -96,7 +101,7 @@ class Source:
             self.path.open("rb") as raw,
             io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as file,
         ):
-            rows = csv.DictReader(file)
+            rows = csv.DictReader(file, strict=True)  # a quote that is never closed would swallow the rows behind it
             try:
                 if not rows.fieldnames:
                     raise ValueError(
@@ -110,7 +115,7 @@ class Source:
                     yield f"line {rows.line_num}", report, min(1.0, raw.tell() / size)
             except csv.Error as error:
                 raise ValueError(
-                    f"reports file {self.path}, line {rows.line_num}: {error}; write it as plain CSV"
+                    f"reports file {self.path}, after line {rows.line_num}: {error}; write it as plain CSV"
                 ) from error
             finally:
                 csv.field_size_limit(previous)
@@ -120,13 +125,28 @@ class Source:
             file = pq.ParquetFile(self.path)
         except pa.ArrowInvalid as error:
             raise ValueError(f"reports file {self.path} is not a Parquet file; write it again") from error
-        fields = self._fields(file.schema_arrow.names)
+        schema = file.schema_arrow
+        fields = self._fields(schema.names)
+        for name in fields:
+            kind = schema.field(name).type
+            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+            if kind not in _TEXTS and not (name == "study_id" and pa.types.is_integer(kind)):
+                raise ValueError(
+                    f"reports file {self.path} has {name} as {kind}; expected text, or integers as study_id"
+                )
         total, number = max(file.metadata.num_rows, 1), 0
-        for table in file.iter_batches(_ROWS, columns=fields):
-            columns = [_texts(table.column(name)) for name in fields]
+        batches = file.iter_batches(_ROWS, columns=fields)
+        while (batch := self._next(batches, number)) is not None:
+            columns = [_texts(batch.column(name)) for name in fields]
             for values in zip(*columns, strict=True):
                 number += 1
                 yield f"row {number}", dict(zip(fields, values, strict=True)), number / total
+
+    def _next(self, batches: Iterator[Any], number: int) -> Any:
+        try:
+            return next(batches, None)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(f"reports file {self.path} is damaged after row {number}; write it again") from error
 
 
 def in_batches(reports: Iterable[Report], size: int) -> Generator[list[Report], None, None]:
