@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; every option is a flag")
     try:
         counts = accuracy.count(pathlib.Path(_EVIDENCE.value), pathlib.Path(_LABELS.value))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"score_evidence: {error}")
     print(accuracy.text(counts))
 

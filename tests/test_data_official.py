@@ -55,7 +55,7 @@ def test_a_bomb_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
         official.read(path, ("a",))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 2**23
+    assert peak < 2**26  # a block of 2**25, and not the 2**26 of the whole
 
 
 def test_positions_are_those_of_a_dictionary():
@@ -90,9 +90,11 @@ def test_states_of_every_spelling(tmp_path):
 
 
 def test_options_out_of_range_are_refused():
-    for options in ((7, 64), (5000, 64), (224, 0), (224, images.PIL_MEGAPIXELS + 1)):
+    largest = images.PIL_MEGAPIXELS
+    for options in ((7, 64, "pad"), (5000, 64, "pad"), (224, 0, "pad"), (224, largest + 1, "pad"), (224, 64, "fill")):
         with pytest.raises(ValueError, match="expected"):
-            films.check(*options)
+            films.Form(*options)
+    assert films.Form(224, largest, "crop").parameters() == {"max_megapixels": largest, "fit": "crop"}
 
 
 def mutated(content, rng):

@@ -50,6 +50,26 @@ def simulate(seed, cues=300, most=60):
     return made, truth, n, rng.binomial(n, truth)
 
 
+def test_the_fit_is_the_posterior_of_weighted_draws_from_the_prior():
+    own, n, k = np.array([0.5, 0.8, 0.8]), np.array([4, 40, 0]), np.array([0, 20, 0])
+    fitted = calibrate.fit(calibrate.Cues(("c:a", "c:b", "c:d"), ("c",) * 3, own), n, k)
+    rng = np.random.default_rng(0)
+    shift, strength = rng.normal(0, 1.5, 400_000), np.exp(rng.normal(np.log(10), 1.5, 400_000))
+    shift, strength = (v[(strength > 1) & (strength < 1000)] for v in (shift, strength))
+    mean = special.expit(special.logit(own) + shift[:, None])
+    theta = rng.beta(mean * strength[:, None], (1 - mean) * strength[:, None])
+    weight = np.exp(stats.binom.logpmf(k, n, theta.clip(1e-12, 1 - 1e-12)).sum(axis=1))
+    weight /= weight.sum()
+    np.testing.assert_allclose(fitted.p, weight @ theta, atol=0.01)
+    assert fitted.shift["c"] == pytest.approx(weight @ shift, abs=0.05)
+    assert fitted.strength["c"] == pytest.approx(np.exp(weight @ np.log(strength)), rel=0.08)
+    spread = np.sqrt(weight @ theta**2 - (weight @ theta) ** 2)
+    for i in range(3):
+        total = fitted.p[i] * (1 - fitted.p[i]) / spread[i] ** 2 - 1
+        ends = stats.beta.ppf([0.025, 0.975], fitted.p[i] * total, (1 - fitted.p[i]) * total)
+        np.testing.assert_allclose([fitted.low[i], fitted.high[i]], ends, atol=0.02)
+
+
 def test_intervals_hold_the_true_share_as_often_as_they_say():
     inside = total = jeffreys = several = 0
     for seed in range(4):
@@ -265,6 +285,14 @@ def test_mentions_are_counted_with_their_labels(tmp_path):
         "silent_present": 1,
         "passed_over": ["age"],
     }
+    # Only uses at a cue's own p are fitted; a shared or qualified one is scored alone.
+    other = {s: t for s, t in texts.items() if "versus" in t or "No large" in t}
+    path.write_text("study_id,Pneumonia,Effusion\n" + "".join(f"{s},1,1\n" for s in (*other, likely)))
+    mentions, _ = labels.join(evidence, path, LEXICON)
+    assert mentions.plain.tolist() == (mentions.p.round(6) == mentions.cues.own[mentions.cue]).tolist()
+    assert 0 < mentions.plain.sum() < len(mentions.p)
+    for among in (None, np.ones(len(mentions.p), bool)):
+        assert calibrate.counts(mentions, among)[0].sum() == mentions.plain.sum()
     path.write_text("study_id,Edema\nelse,1\n")
     with pytest.raises(ValueError, match="no mention"):
         labels.join(evidence, path, LEXICON)
@@ -289,7 +317,8 @@ def test_levels_of_a_model_stand_for_their_mean_and_all_count(tmp_path):
     assert mentions.cues.own[at] == pytest.approx(mentions.p.mean())
     (tmp_path / "lexicon_override.csv").write_text("of a calibration before")
     result = calibrate_page.run(evidence, tmp_path / "l.csv", tmp_path, replicates=40)
-    assert [row["cue"] for row in result["cues"]] == ["level:likely"] and not (tmp_path / "lexicon_override.csv").exists()
+    assert [row["cue"] for row in result["cues"]] == ["level:likely"]
+    assert not (tmp_path / "lexicon_override.csv").exists()
     assert "no override is written" in calibrate_page.text(result)
 
 
@@ -335,6 +364,11 @@ def test_scores_agree_with_scikit_learn_and_a_plain_loop():
     assert one.ece.value == pytest.approx(expected)
     assert brier.value == pytest.approx(two.brier.value - one.brier.value)
     assert brier.low < brier.value < brier.high < 0 and ece.high < 0
+    (alone,), *_ = reliability.score([p], y, np.arange(500), replicates=2_000)
+    half = 1.96 * ((p - y) ** 2).std() / np.sqrt(500)
+    assert (alone.brier.high - alone.brier.low) / 2 == pytest.approx(half, rel=0.1)
+    low, high = reliability.jeffreys(np.array([0, 3, 7]), np.array([7, 7, 7]))
+    assert (low[0], high[2]) == (0, 1) and high[0] == pytest.approx(stats.beta.ppf(0.975, 0.5, 7.5))
     assert one.brier.low < one.brier.value < one.brier.high
     assert one.n.sum() == 500 and (one.low <= one.share).all() and (one.share <= one.high).all()
     _, same, nothing = reliability.score([p, p], y, study, replicates=40)

@@ -121,6 +121,19 @@ def test_cues_and_company_are_those_of_plain_python(tmp_path, monkeypatch, seed)
             assert together["lift"][i][j] == pytest.approx(lift)
 
 
+def test_the_page_shows_every_mention_once(tmp_path):
+    rows = random_rows(3)
+    found = describe.describe(write(tmp_path / "e.parquet", rows))
+    for name, entry in found["findings"].items():
+        ps = [row[3] for row in rows if row[1] == name]
+        inner = [sum(k / 10 <= round(p, 3) < (k + 1) / 10 for p in ps if 0 < p < 1) for k in range(10)]
+        assert describe_page._bands(entry) == [ps.count(0), *inner, ps.count(1)]
+    rows = [(f"{cue}{i}", "Edema", -1 if i < hedged else 1, 0.5, cue, "findings") for cue, hedged, n in (("a", 3, 5),
+            ("b", 2, 5), ("c", 1, 2), ("d", 0, 4), ("e", 4, 4)) for i in range(n)]  # fmt: skip
+    tables = describe_page._cue_tables(describe.describe(write(tmp_path / "e.parquet", rows)))
+    assert [{row["cue"] for row in table["rows"]} for table in tables] == [{"a", "e"}, {"b", "c", "d"}]
+
+
 def test_rare_cues_are_counted_together(tmp_path, monkeypatch):
     monkeypatch.setattr(describe, "MOST_CUES", 2)
     rows = [(f"s{i}", "Edema", 1, 1.0, "abbbcccdd"[i], "findings") for i in range(9)]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from repgls_jax import findings as findings_lib
 from repgls_jax.reports import engine as engine_lib
 from repgls_jax.reports import lexicon as lexicon_lib
-from repgls_jax.reports import patterns, resolve, sections, sentences
+from repgls_jax.reports import override, patterns, resolve, sections, sentences
 
 ENGINE = engine_lib.Engine(findings_lib.UNION)
 NAMES = {
@@ -55,6 +55,26 @@ def p(text: str, finding: str, impression: str = "") -> float | None:
         ("The {} is unlikely.", 0.1, 0.2),
         ("No change in the {}.", 1, 1),
         ("Stable spine, but there is {}.", 1, 1),
+        # before and behind, with the place between
+        ("The {} on the left is suspected.", 0.6, 0.7),
+        ("Left {}, probably.", 0.75, 0.85),
+        ("The presence of {} is questionable.", 0.4, 0.5),
+        ("{} is felt to be present on the left.", 0.75, 0.85),
+        ("? {} on the left.", 0.4, 0.5),
+        ("Calcified aorta, ? {}.", 0.4, 0.5),
+        ("In the appropriate clinical setting, this could represent {}.", 0.4, 0.5),
+        ("It is possible that there is {}.", 0.45, 0.55),
+        ("I doubt that this is {}.", 0.1, 0.2),
+        # the strength of a belief stands behind the finding
+        ("Suspicion for {} is low.", 0.1, 0.2),
+        ("The likelihood of {} is felt to be high.", 0.8, 0.9),
+        # what is hedged is a negation, and what is negated a hedge
+        ("There is probably no {}.", 0.15, 0.25),
+        ("No {} is suspected.", 0, 0.1),
+        ("The {} has probably resolved.", 0.15, 0.25),
+        ("Possible {}, not definitely seen.", 0.2, 0.4),
+        ("No definite {}, but a small one cannot be excluded.", 0.25, 0.35),
+        ("The {}, while unlikely, cannot be excluded.", 0.15, 0.3),
     ],
 )
 def test_wording_decides_for_every_finding(name, template, low, high):
@@ -100,6 +120,60 @@ def test_a_comparison_splits_its_probability_between_its_sides(words):
         assert theirs is not None
         assert ours + theirs == pytest.approx(1)
         assert (ours > theirs) == ("less" not in words)
+
+
+@pytest.mark.parametrize("words", ["favored over", "is more likely than", "is less likely than"])
+def test_a_site_calibrates_the_two_sides_of_a_comparison_apart(words):
+    text = {"findings": f"Here pneumonia {words} edema."}
+    before, after = ENGINE.read(text)[::-1][:2]
+    assert before.finding == "Pneumonia"
+    assert after.finding == "Edema"
+    assert before.cue != after.cue
+    own = override.own_p(ENGINE.lexicon)
+    assert (own[before.cue], own[after.cue]) == (before.p, after.p)
+    for one, other in ((before, after), (after, before)):
+        table = override.parse(f"cue,p\n{one.cue},0.6\n", ENGINE.lexicon, "a table")
+        found = {e.finding: e.p for e in engine_lib.Engine(findings_lib.UNION, ENGINE.lexicon, table).read(text)}
+        assert found[one.finding] == 0.6
+        assert found[other.finding] == other.p
+
+
+@pytest.mark.parametrize(
+    ("hedge", "low", "high"), [("likely", 0.15, 0.25), ("may represent", 0.45, 0.55), ("unlikely to be", 1, 1)]
+)
+@pytest.mark.parametrize("nothing", ["a nipple shadow", "a skin fold", "an overlying artifact", "a vascular shadow"])
+def test_what_explains_a_shadow_away_takes_what_it_gets(hedge, low, high, nothing):
+    for name in ("pulmonary nodule", "pneumothorax"):
+        value = p(f"The {name} on the left, {hedge} {nothing}.", NAMES[name])
+        assert value is not None
+        assert low <= value <= high
+
+
+def test_a_list_without_and_ends_in_its_doubt():
+    found = {e.finding: e.p for e in ENGINE.read({"findings": "Mass, effusion, consolidation cannot be excluded."})}
+    assert {found[f] for f in ("Mass", "Lung Lesion", "Pleural Effusion", "Consolidation")} == {0.3}
+    assert p("Cardiomegaly, a small effusion cannot be excluded.", "Cardiomegaly") == 1
+
+
+@pytest.mark.parametrize("doubt", ["no {} effusion", "possible {} effusion", "the {} effusion has resolved"])
+def test_doubt_on_one_side_leaves_what_is_asserted_on_the_other(doubt):
+    assert p("Small right effusion.", "Pleural Effusion", f"{doubt.format('left')}.") == 1
+    assert p("Small right effusion.", "Pleural Effusion", f"{doubt.format('right')}.") != 1
+    assert p("Small effusion.", "Pleural Effusion", f"{doubt.format('left')}.") != 1
+
+
+def test_a_device_that_goes_leaves_the_others():
+    assert p("Left PICC.", "Support Devices", "Chest tube has been removed.") == 1
+    assert p("Chest tube.", "Support Devices", "No pneumothorax.") == 1
+    assert p("Chest tube has been removed.", "Support Devices") == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize("where", ["", "of the right lung", "in the left base"])
+def test_infection_is_pneumonia_where_it_may_be_of_the_lung(where):
+    assert p(f"Probable infection {where}.", "Pneumonia") == 0.8
+    assert p(f"Infectious or inflammatory process {where}.", "Pneumonia") == 0.5
+    assert p(f"Urinary tract infection and sinus infection, aortic calcification {where}.", "Pneumonia") is None
+    assert p(f"Residua of old granulomatous infection {where}.", "Pneumonia") is None
 
 
 @pytest.mark.parametrize("cue", ["cannot be excluded", "is suspected", "is unlikely", "may be present"])
@@ -165,6 +239,7 @@ def test_any_text_is_read_and_every_decision_can_be_traced(text):
     "unit",
     (
         *("no effusion or ", "mass or nodule versus ", "effusion, ", "possible ", "heart, lungs ", "FINDINGS: "),
+        *("likely nipple shadow ", "suspicion for mass is low ", "nodule, less likely, ", "mass, ? pneumonia "),
         *("? ", "!", ". ", "\n ", "a", "(", "1. ", "_", "\0\x1b[31m", "\u80f8\u8154 ", "\u0130 effusion "),
     ),
 )
@@ -191,6 +266,20 @@ def test_sentences_survive_abbreviations_and_numbers():
         "Lungs clear",
         "Done",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("Opacity, ? pneumonia. ? small effusion", 2),
+        ("Shadowing (? infection) at the left base", 1),
+        ("Effusion? No mass", 2),
+        ("Effusion ? No mass", 2),
+        ("Effusion ?infection. Mass ?old", 2),
+    ],
+)
+def test_a_question_mark_may_open_what_it_asks(text, parts):
+    assert len(sentences.split(text)) == parts
 
 
 def test_sections_of_free_style_reports():

@@ -3,7 +3,9 @@
   source     what a data set offers        phantom, table   the data sets
   features   the shape of an example       builder, build   writing shards, reports and manifest
   ledger     what is known of each shard   parallel, beam   processes, or other machines, that write them
-  shards     reading them                  pipeline         batches for training and evaluation
+  shards     reading them                  pipeline, mix    batches of one data set, or of several
+  augment    random changes of films       meter            where the time of the input goes
+  look       a page of what is in a build
 
 Adding a data set is one :class:`~repgls_jax.data.source.Source` and one line in :data:`DATASETS`.
 """

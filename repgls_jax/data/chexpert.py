@@ -22,7 +22,8 @@ import pyarrow.compute as pc
 
 from repgls_jax import findings as findings_lib
 from repgls_jax.data import official, rows
-from repgls_jax.data.films import FilmSource
+from repgls_jax.data.films import FilmSource, Form
+from repgls_jax.data.images import Fit
 
 TABLES = {
     "train": ("train.csv",),
@@ -45,6 +46,7 @@ class ChexpertSource(FilmSource):
         findings: str = "chexpert",
         image_size: int = 224,
         views: str | Sequence[str] = "frontal",
+        fit: Fit = "pad",
         max_megapixels: float = 64,
     ):
         """Reads the tables; films are read later, one by one.
@@ -55,6 +57,7 @@ class ChexpertSource(FilmSource):
           image_size: side of the images written, in pixels.
           views: see :class:`repgls_jax.data.films.FilmSource`; a film's own view is its AP/PA, or FRONTAL where that is
             blank, and LATERAL.
+          fit: "pad" adds black to films that are not square, "crop" takes the square in their middle.
           max_megapixels: larger films are quarantined from their header.
 
         Raises:
@@ -72,11 +75,10 @@ class ChexpertSource(FilmSource):
         super().__init__(
             *(root, pa.concat_tables(index for index, _ in parts), np.concatenate([states for _, states in parts])),
             vocabulary=vocabulary,
-            image_size=image_size,
+            form=Form(image_size, max_megapixels, fit),
             views=views,
             left_out={},
             parameters={"tables_sha256": official.digest(list(used.values()))},
-            max_megapixels=max_megapixels,
             max_report_bytes=0,
         )
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from repgls_jax import findings as findings_lib
+from repgls_jax.data import cells
 
 # role -> the spellings by which a column is recognised, lower-cased and without " ", "_", "-".
 SPELLINGS: dict[str, tuple[str, ...]] = {
@@ -54,10 +55,10 @@ def resolve(names: Sequence[str], given: Mapping[str, str], vocabulary: findings
       ValueError: a role or column is unknown, a required role has no column, or several columns fit one role. The
         message lists the columns of the table.
     """
-    found = f"the table's columns are: {', '.join(names)}"
+    found = f"the table's columns are: {cells.names(names)}"
     repeated = sorted({n for n in names if list(names).count(n) > 1})
     if repeated:
-        raise ValueError(f"columns named twice: {', '.join(repeated)}; {found}")
+        raise ValueError(f"columns named twice: {cells.names(repeated)}; {found}")
     roles: dict[str, str] = {}
     labels: dict[str, str] = {}
     for role, column in given.items():

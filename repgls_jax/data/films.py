@@ -5,6 +5,7 @@ An index is a table with one row a film: path (below the data folder, with "/"),
 for and the films that are not there, counts both, and reads the rest.
 """
 
+import dataclasses
 import hashlib
 import os
 import pathlib
@@ -15,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from repgls_jax import findings as findings_lib
 from repgls_jax.data import images
@@ -33,26 +33,41 @@ _SHOWN = 5
 _SHOWN_CHARACTERS = 20  # of a view, which could be any text
 
 
-def check(image_size: int, max_megapixels: float) -> None:
-    """Refuses options that no film can be read with.
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """What becomes of a film.
 
-    Raises:
-      ValueError: one is out of range.
+    Attributes:
+      image_size: side of the stored image, in pixels.
+      max_megapixels: a larger film is quarantined from its header.
+      fit: "pad" or "crop", see :func:`repgls_jax.data.images.square`.
     """
-    if not 0 < max_megapixels <= images.PIL_MEGAPIXELS:
-        raise ValueError(f"max_megapixels is {max_megapixels}; expected more than 0, at most {images.PIL_MEGAPIXELS}")
-    if not 8 <= image_size <= 4096:
-        raise ValueError(f"image_size is {image_size}; expected 8 to 4096 pixels")
+
+    image_size: int
+    max_megapixels: float
+    fit: images.Fit
+
+    def __post_init__(self) -> None:
+        """Refuses what no film can be read with.
+
+        Raises:
+          ValueError: an option is out of range.
+        """
+        largest = images.PIL_MEGAPIXELS
+        if not 0 < self.max_megapixels <= largest:
+            raise ValueError(f"max_megapixels is {self.max_megapixels}; expected more than 0, at most {largest}")
+        if not 8 <= self.image_size <= 4096:
+            raise ValueError(f"image_size is {self.image_size}; expected 8 to 4096 pixels")
+        if self.fit not in images.FITS:
+            raise ValueError(f"fit is {self.fit!r}; expected {' or '.join(images.FITS)}")
+
+    def parameters(self) -> dict[str, Any]:
+        """What a source says of it; it says its image_size itself."""
+        return {"max_megapixels": self.max_megapixels, "fit": self.fit}
 
 
 def read(
-    root: pathlib.Path,
-    film: Mapping[str, Any],
-    states: np.ndarray,
-    boxes: Boxes,
-    *,
-    image_size: int,
-    max_megapixels: float,
+    root: pathlib.Path, film: Mapping[str, Any], states: np.ndarray, boxes: Boxes, form: Form
 ) -> Record | Quarantined:
     """The record of a film.
 
@@ -61,16 +76,14 @@ def read(
       film: a row of an index, with the text fields of its study.
       states: int8 [c] label states.
       boxes: of findings, as shares of the film's sides.
-      image_size: side of the stored image, in pixels.
-      max_megapixels: a larger film is quarantined from its header.
+      form: what becomes of the film.
     """
     try:
-        path = images.locate(root, film["path"])
-        image = images.read(path, image_size, max_megapixels)
+        picture = images.load(images.locate(root, film["path"]), form.max_megapixels)
     except images.UnusableImageError as error:
         return Quarantined(film["path"], str(error))
     record = {
-        "image": image,
+        "image": images.square(picture, form.image_size, fit=form.fit),
         "image_id": film["image_id"],
         "patient_id": film["patient"],
         "study_id": film["study"],
@@ -80,10 +93,9 @@ def read(
         "observed": np.asarray(states != findings_lib.NOT_MENTIONED),
     }
     if boxes:
-        with Image.open(path) as opened:  # read once already, so it is a film of a bearable size
-            width, height = opened.size
+        width, height = picture.size
         record["boxes"] = [(name, x0 * width, y0 * height, x1 * width, y1 * height) for name, x0, y0, x1, y1 in boxes]
-        record["placement"] = images.placement(width, height, image_size)
+        record["placement"] = images.placement(width, height, form.image_size, form.fit)
     return record
 
 
@@ -106,11 +118,10 @@ class FilmSource:
         labels: np.ndarray,
         *,
         vocabulary: findings_lib.Vocabulary,
-        image_size: int,
+        form: Form,
         views: str | Sequence[str],
         left_out: Mapping[str, int],
         parameters: Mapping[str, Any],
-        max_megapixels: float,
         max_report_bytes: int,
     ):
         """Chooses the films; they are read later, one by one.
@@ -120,20 +131,19 @@ class FilmSource:
           index: n films; see this module.
           labels: int8 [n, c] label states.
           vocabulary: order of the axis c.
-          image_size: side of the images written, in pixels.
+          form: what becomes of the films.
           views: names of views, "unknown", the groups of :data:`VIEWS`, or "all"; a text may list several with commas.
           left_out: what the data set has left out already, by reason.
           parameters: of the data set.
-          max_megapixels: larger images are quarantined from their header.
           max_report_bytes: films of studies with a longer text (UTF-8) are quarantined.
 
         Raises:
           FileNotFoundError: none of the films is there.
-          ValueError: an option is out of range, no film is of these views, or a patient is in two splits.
+          ValueError: no film is of these views, or a patient is in two splits.
         """
-        check(image_size, max_megapixels)
         self.vocabulary = vocabulary
-        self.image_size = image_size
+        self.image_size = form.image_size
+        self._form = form
         self._root = root
         chosen = view_names(views)
         _disjoint(index)
@@ -152,13 +162,13 @@ class FilmSource:
         split = self._films["split"].to_numpy(zero_copy_only=False)
         self._films = self._films.drop_columns("split")  # what is kept is copied to every process
         self._of = {name: np.flatnonzero(split == name).astype(np.int32) for name in SPLITS}
-        self._max_megapixels, self._max_report_bytes = max_megapixels, max_report_bytes
+        self._max_report_bytes = max_report_bytes
         self._parameters = {
             **parameters,
             "views": sorted(chosen),
             "left_out": {reason: n for reason, n in sorted(reasons.items()) if n},
             "images_sha256": stamp,
-            "max_megapixels": max_megapixels,
+            **form.parameters(),
             "max_report_bytes": max_report_bytes,
         }
 
@@ -190,11 +200,7 @@ class FilmSource:
                 raise UnusableReportError(f"the report has more than {self._max_report_bytes} bytes")
         except UnusableReportError as error:
             return Quarantined(film["path"], str(error))
-        return read(
-            *(self._root, film | texts, self._labels[row], self.boxes(film)),
-            image_size=self.image_size,
-            max_megapixels=self._max_megapixels,
-        )
+        return read(self._root, film | texts, self._labels[row], self.boxes(film), self._form)
 
     def parameters(self) -> dict[str, Any]:
         """The tables by their content, the images by size and time, what was left out, and every option."""

@@ -94,21 +94,28 @@ def _to_disk(path: pathlib.Path) -> None:
 
 
 def row(record: Record | Quarantined) -> dict[str, Any]:
-    """The ledger's row of an image; boxes are taken to the stored image."""
+    """The ledger's row of an image; boxes are taken to the stored image, and clipped to it."""
     if isinstance(record, Quarantined):
         # Names of files need not be valid text.
         return {"item": record.item.encode(errors="backslashreplace").decode(), "reason": record.reason}
     texts = {name: record[name] for name in TEXT_FIELDS} if record["has_report"] else {}
     boxes = [
-        {"finding": finding} | dict(zip(("x0", "y0", "x1", "y1"), _placed(corners, record["placement"]), strict=True))
+        {"finding": finding} | dict(zip(("x0", "y0", "x1", "y1"), placed, strict=True))
         for finding, *corners in record.get("boxes", ())
+        if (placed := _placed(corners, record["placement"], record["image"].shape))
     ]
     return {name: record[name] for name in _IDS} | texts | {"has_report": bool(record["has_report"]), "boxes": boxes}
 
 
-def _placed(corners: Iterable[float], placement: tuple[float, float, float]) -> list[float]:
+def _placed(
+    corners: Iterable[float], placement: tuple[float, float, float], shape: tuple[int, int]
+) -> list[float] | None:
+    """(x0, y0, x1, y1) in the stored image, as much of it as is there; None for nothing."""
     scale, *offsets = placement
-    return [value * scale + offsets[i % 2] for i, value in enumerate(corners)]
+    x0, y0, x1, y1 = (
+        min(max(value * scale + offsets[i % 2], 0.0), float(shape[1 - i % 2])) for i, value in enumerate(corners)
+    )
+    return [x0, y0, x1, y1] if x0 < x1 and y0 < y1 else None
 
 
 def write(path: pathlib.Path, scratch: pathlib.Path, rows: list[dict[str, Any]], about: About) -> None:

@@ -22,7 +22,8 @@ import pyarrow.compute as pc
 
 from repgls_jax import findings as findings_lib
 from repgls_jax.data import official
-from repgls_jax.data.films import FilmSource, UnusableReportError
+from repgls_jax.data.films import FilmSource, Form, UnusableReportError
+from repgls_jax.data.images import Fit
 from repgls_jax.data.mimic_reports import Reports
 from repgls_jax.data.source import UNKNOWN_AGE
 from repgls_jax.data.splits import OFFICIAL
@@ -53,6 +54,7 @@ class MimicSource(FilmSource):
         labels: str = "chexpert",
         test_labels: str = "",
         reports: str = "",
+        fit: Fit = "pad",
         max_megapixels: float = 64,
         max_report_bytes: int = 1_000_000,
     ):
@@ -69,6 +71,7 @@ class MimicSource(FilmSource):
             not mentioned throughout, so that labels of two origins are never mixed in an evaluation.
           reports: folder that holds files/, or .zip, absolute or below ``source``; "" for whichever lies in ``source``,
             "none" for none.
+          fit: "pad" adds black to films that are not square, "crop" takes the square in their middle.
           max_megapixels: larger films are quarantined from their header.
           max_report_bytes: films of studies with a longer report are quarantined.
 
@@ -102,7 +105,7 @@ class MimicSource(FilmSource):
         super().__init__(
             *(root, index.drop_columns("date"), states),
             vocabulary=vocabulary,
-            image_size=image_size,
+            form=Form(image_size, max_megapixels, fit),
             views=views,
             left_out=left_out,
             parameters={
@@ -111,7 +114,6 @@ class MimicSource(FilmSource):
                 "labels": labels,
                 "test_labels": test_labels or labels,
             },
-            max_megapixels=max_megapixels,
             max_report_bytes=max_report_bytes,
         )
         self._parameters |= self._reports.stamp(self._films["patient"], self._films["study"])

@@ -20,8 +20,9 @@ from repgls_jax.data.films import look
 ARCHIVE = "mimic-cxr-reports.zip"
 MAX_BYTES = 4 * 2**20  # of one report; the longest has 11 kB
 MAX_REPORTS = 1_000_000  # there are 227,835
-_NAME = re.compile(r"(?:.*/)?s(\d{8})\.txt")
+_NAME = re.compile(r"(?:.*/)?s([0-9]{8})\.txt")
 _PLACE = [("study", "i8"), ("at", "i8"), ("packed", "i8"), ("crc", "u4"), ("method", "u2"), ("encrypted", "?")]
+_FAR = 2**62
 _HEADER = struct.Struct("<4s22xHH")  # of a member: signature, ..., lengths of the name and of the extra field
 
 
@@ -123,6 +124,8 @@ def _file(folder: pathlib.Path, name: str) -> bytes:
             return file.read(MAX_BYTES + 1)
     except images.UnusableImageError as error:
         raise ValueError(str(error)) from None
+    except OSError as error:
+        raise ValueError(f"the file cannot be read ({error.strerror})") from None
 
 
 def _places(path: pathlib.Path) -> np.ndarray:
@@ -133,8 +136,11 @@ def _places(path: pathlib.Path) -> np.ndarray:
         raise ValueError(f"reports {path} are no readable .zip ({type(error).__name__}); fetch them again") from None
     if not 0 < len(infos) <= MAX_REPORTS:
         raise ValueError(f"reports {path} hold {len(infos)} files s<8 digits>.txt; expected 1 to {MAX_REPORTS}")
-    rows = [
-        (int(study), max(info.header_offset, 0), info.compress_size, info.CRC, info.compress_type, info.flag_bits & 1)
+    rows = [  # offsets and sizes of up to 64 bits; what lies beyond the file is found when it is read
+        (
+            *(int(study), min(max(info.header_offset, 0), _FAR), min(info.compress_size, _FAR)),
+            *(info.CRC, info.compress_type, info.flag_bits & 1),
+        )
         for study, info in infos
     ]
     places = np.sort(np.array(rows, _PLACE), order="study")

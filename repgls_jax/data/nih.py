@@ -24,7 +24,8 @@ import pyarrow.compute as pc
 
 from repgls_jax import findings as findings_lib
 from repgls_jax.data import official, rows, splits
-from repgls_jax.data.films import Boxes, FilmSource
+from repgls_jax.data.films import Boxes, FilmSource, Form
+from repgls_jax.data.images import Fit
 
 TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 LISTS = {"train": "train_val_list.txt", "test": "test_list.txt"}
@@ -47,6 +48,7 @@ class NihSource(FilmSource):
         views: str | Sequence[str] = "frontal",
         seed: int = 0,
         fractions: Sequence[float] = (0.7, 0.1, 0.2),
+        fit: Fit = "pad",
         max_megapixels: float = 64,
     ):
         """Reads the tables; films are read later, one by one.
@@ -58,6 +60,7 @@ class NihSource(FilmSource):
           views: see :class:`repgls_jax.data.films.FilmSource`; a film's own view is PA or AP.
           seed: of the choice of patients for valid.
           fractions: the share of train_val that becomes valid is the second by the sum of the first two.
+          fit: "pad" adds black to films that are not square, "crop" takes the square in their middle.
           max_megapixels: larger films are quarantined from their header.
 
         Raises:
@@ -100,7 +103,7 @@ class NihSource(FilmSource):
         super().__init__(
             *(root, index.filter(pa.array(has_split)), _labels(path, table, vocabulary)[has_split]),
             vocabulary=vocabulary,
-            image_size=image_size,
+            form=Form(image_size, max_megapixels, fit),
             views=views,
             left_out={
                 "in no list": int((~has_split).sum()),
@@ -112,7 +115,6 @@ class NihSource(FilmSource):
                 "tables_sha256": official.digest(used),
                 "splits": {"seed": seed, "fractions": list(fractions)},
             },
-            max_megapixels=max_megapixels,
             max_report_bytes=0,
         )
 

@@ -4,24 +4,23 @@ Data are kept as columns, and joined by position, so that the tables of half a m
 memory.
 """
 
-import csv
 import gzip
 import hashlib
 import io
 import pathlib
-import re
 import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 
 from repgls_jax import findings as findings_lib
+from repgls_jax.data import cells
 from repgls_jax.findings import Vocabulary
 
 MAX_TABLE_BYTES = 2**30  # unpacked; the largest, of MIMIC-CXR, has 0.06 * 2**30
+MAX_LIST_BYTES = 2**26  # the same, of what is read as a whole; the largest has 0.02 * 2**26
 _SHOWN = 5
 _SHOWN_CHARACTERS = 20  # of a bad value, which could be anything
 _CELLS = {f"{state}{end}": state for state in findings_lib.STATES for end in ("", ".0")}
@@ -52,18 +51,18 @@ def require(root: pathlib.Path, *names: str, advice: str = "") -> pathlib.Path:
 
 
 def content(path: pathlib.Path) -> bytes:
-    """The bytes of a table, unpacked.
+    """The bytes of a list, unpacked.
 
     Raises:
       ValueError: too large, or damaged.
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            data = file.read(MAX_TABLE_BYTES + 1)
+            data = file.read(MAX_LIST_BYTES + 1)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"table {path} is damaged ({type(error).__name__}); fetch it again") from None
-    if len(data) > MAX_TABLE_BYTES:
-        raise ValueError(f"table {path} has more than {MAX_TABLE_BYTES} bytes")
+        raise ValueError(f"{path} is damaged ({type(error).__name__}); fetch it again") from None
+    if len(data) > MAX_LIST_BYTES:
+        raise ValueError(f"{path} has more than {MAX_LIST_BYTES} bytes")
     return data
 
 
@@ -78,34 +77,21 @@ def read(path: pathlib.Path, columns: Sequence[str], also: Callable[[str], bool]
     Raises:
       ValueError: a column is missing or there twice, there is no row, or the table cannot be read.
     """
-    data = content(path)
-    header = data[: data.find(b"\n")] if b"\n" in data else data
-    try:
-        names = next(csv.reader([header.decode("utf-8-sig").strip("\r")]), [])
-    except (UnicodeDecodeError, csv.Error):
-        names = []
-    wanted = [*columns, *dict.fromkeys(name for name in names if name not in columns and also(name))]
-    wrong = [name for name in wanted if names.count(name) != 1]
-    if wrong:
-        raise ValueError(
-            f"table {path} has not exactly one column {', '.join(wrong)}; "
-            f"its header has {len(names)}: {', '.join(name[:_SHOWN_CHARACTERS] for name in names[:30])}"
-        )
-    convert = pa.csv.ConvertOptions(
-        include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=False
-    )
-    one_thread = pa.csv.ReadOptions(use_threads=False)  # threads lose the row
-    try:
-        table = pa.csv.read_csv(pa.BufferReader(data), read_options=one_thread, convert_options=convert)
-    except pa.ArrowInvalid as error:
-        # Arrow quotes the row: only what is known to be harmless is passed on.
-        told = [
-            m.group() for m in (re.search(r"Row #\d+", str(error)), re.search(r"Expected .* got \d+", str(error))) if m
-        ]
-        raise ValueError(f"table {path} cannot be read ({': '.join(told) or 'damaged, or not UTF-8'})") from None
+
+    def choose(names: list[str]) -> list[str]:
+        wanted = [*columns, *dict.fromkeys(name for name in names if name not in columns and also(name))]
+        wrong = [name for name in wanted if names.count(name) != 1]
+        if wrong:
+            raise ValueError(
+                f"table {path} has not exactly one column {cells.names(wrong)}; "
+                f"its header has {len(names)}: {cells.names(names)}"
+            )
+        return wanted
+
+    table = cells.read(path, choose, MAX_TABLE_BYTES)
     if not table.num_rows:
         raise ValueError(f"table {path} has no rows")
-    return pa.table({name: pc.utf8_trim_whitespace(table[name]).combine_chunks() for name in wanted})
+    return pa.table({name: pc.utf8_trim_whitespace(table[name]).combine_chunks() for name in table.column_names})
 
 
 def lines(path: pathlib.Path) -> list[str]:

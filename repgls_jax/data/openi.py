@@ -30,7 +30,8 @@ import pyarrow as pa
 from repgls_jax import findings as findings_lib
 from repgls_jax.data import download as download_lib
 from repgls_jax.data import official, openi_codes, splits
-from repgls_jax.data.films import ALL_VIEWS, FilmSource, view_names
+from repgls_jax.data.films import ALL_VIEWS, FilmSource, Form, view_names
+from repgls_jax.data.images import Fit
 from repgls_jax.data.source import UNKNOWN_AGE
 from repgls_jax.extraction import archives
 from repgls_jax.extraction.backends import Fault
@@ -47,7 +48,7 @@ PROJECTIONS = "indiana_projections.csv"
 _Key = tuple[int, str]
 _Document = tuple[str, dict[str, str], list[str], list[str]]  # study, its texts, ids of its films, codes
 _Film = tuple[str, str, str, str, str, int]  # path, image_id, study, view, split, number of the document
-_NAME = re.compile(r"(?:CXR)?(\d+)_(?:\d+_)?(IM-\d+(?:-\d+)*)(?:\.dcm)?(?:\.png)?")
+_NAME = re.compile(r"(?:CXR)?([0-9]{1,6})_(?:[0-9]+_)?(IM-[0-9]+(?:-[0-9]+)*)(?:\.dcm)?(?:\.png)?")
 
 
 class OpeniSource(FilmSource):
@@ -63,6 +64,7 @@ class OpeniSource(FilmSource):
         seed: int = 0,
         fractions: Sequence[float] = (0.7, 0.1, 0.2),
         download: bool = False,
+        fit: Fit = "pad",
         max_megapixels: float = 64,
         max_report_bytes: int = 1_000_000,
     ):
@@ -76,6 +78,7 @@ class OpeniSource(FilmSource):
           seed: of the assignment of reports to splits.
           fractions: of reports in train, valid and test.
           download: fetches what is missing of :data:`URLS` into ``source``, 1.3 GB, going on where it was broken off.
+          fit: "pad" adds black to films that are not square, "crop" takes the square in their middle.
           max_megapixels: larger films are quarantined from their header.
           max_report_bytes: films of studies with a longer report are quarantined.
 
@@ -119,7 +122,7 @@ class OpeniSource(FilmSource):
                 openi_codes.labels([codes for *_, codes in documents], vocabulary)[[f[-1] for f in films]],
             ),
             vocabulary=vocabulary,
-            image_size=image_size,
+            form=Form(image_size, max_megapixels, fit),
             views=views,
             left_out=left_out,
             parameters={
@@ -128,7 +131,6 @@ class OpeniSource(FilmSource):
                 "tables_sha256": official.digest([projections] if projections else []),
                 "splits": {"seed": seed, "fractions": list(fractions)},
             },
-            max_megapixels=max_megapixels,
             max_report_bytes=max_report_bytes,
         )
 
@@ -163,11 +165,13 @@ def _document(data: bytes) -> _Document:
     report = archives.parse_openi(data)  # which has refused what would be dangerous to parse again
     root = ElementTree.fromstring(data)
     study = report.pop("study_id")
-    if not re.fullmatch(r"CXR\d{1,6}", study):
+    if not re.fullmatch(r"CXR[0-9]{1,6}", study):
         raise ValueError("the id is not CXR and a number")
     ids = [image.get("id", "") for image in root.iter("parentImage")]
     codes = [(code.text or "").strip() for code in root.iter("major")]
-    return study, report, [name for name in dict.fromkeys(ids) if _key(name)], codes
+    # One name a film, and no film of another report: an image id stands for one image.
+    films = {key: name for name in reversed(ids) if (key := _key(name)) and f"CXR{key[0]}" == study}
+    return study, report, [films[key] for key in dict.fromkeys(map(_key, ids)) if key in films], codes
 
 
 def _key(name: str) -> _Key | None:

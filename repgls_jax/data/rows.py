@@ -5,16 +5,17 @@ import re
 from collections.abc import Collection, Mapping
 
 import pyarrow as pa
-import pyarrow.csv
+import pyarrow.compute as pc
 import pyarrow.parquet
 
+from repgls_jax.data import cells
 from repgls_jax.data.columns import Columns
 from repgls_jax.data.source import TEXT_FIELDS, UNKNOWN_AGE
 
 SUFFIXES = (".csv", ".parquet")
 MAX_TABLE_BYTES = 4 * 2**30
-_BLOCK_BYTES = 32 * 2**20  # a CSV row must fit in one block
 _SHOWN = 5
+_SHOWN_CHARACTERS = 40
 _AGE = re.compile(r"(\d{1,4})(?:\.\d*)?\s*([YMWD]?)", re.IGNORECASE)
 _PER_YEAR = {"": 1.0, "Y": 1.0, "M": 12.0, "W": 52.1775, "D": 365.2425}
 _OLDEST = 120  # years; what is more is a slip of the pen, such as "411Y"
@@ -53,28 +54,57 @@ def read(path: pathlib.Path) -> pa.Table:
     """The table; all columns of a CSV file are text.
 
     Raises:
-      ValueError: not a readable table, or one without rows.
+      ValueError: not a readable table, too large once it is unpacked, or without rows.
     """
-    try:
-        if path.suffix == ".parquet":
-            table = pa.parquet.read_table(path)
-        else:
-            # Text, so that the id "0012" stays one. The names are needed before the types can be set.
-            parse = pa.csv.ParseOptions(newlines_in_values=True)
-            block = pa.csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False)  # threads lose the row
-            with pa.csv.open_csv(path, read_options=block, parse_options=parse) as reader:
-                names = reader.schema.names
-            convert = pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
-            table = pa.csv.read_csv(path, read_options=block, parse_options=parse, convert_options=convert)
-    except pa.ArrowInvalid as error:
-        # Arrow quotes the offending row, which may hold report text: only what is known to be harmless is passed on.
-        told = re.search(r"Expected \d+ columns, got \d+", str(error))
-        row = re.search(r"Row #\d+", str(error))
-        what = ": ".join(m.group() for m in (row, told) if m) or "damaged, not UTF-8, or a row of more than 32 MiB"
-        raise ValueError(f"table {path} cannot be read ({what})") from None
+    table = _parquet(path) if path.suffix == ".parquet" else cells.read(path, lambda names: names, MAX_TABLE_BYTES)
     if table.num_rows == 0:
-        raise ValueError(f"table {path} has no rows; its columns are: {', '.join(table.column_names)}")
+        raise ValueError(f"table {path} has no rows; its columns are: {cells.names(table.column_names)}")
     return table
+
+
+def _parquet(path: pathlib.Path) -> pa.Table:
+    try:
+        # A text that is there a million times takes the room of one: as a dictionary it does so in memory too.
+        columns = pa.parquet.read_metadata(path).schema
+        repeated = [column.path for column in map(columns.column, range(len(columns.names))) if _is_text(column)]
+        with pa.parquet.ParquetFile(path, read_dictionary=repeated) as file:
+            claimed = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
+            _within(path, file.metadata.num_rows, len(columns.names), claimed)
+            table = file.read()
+        _within(path, table.num_rows, table.num_columns, sum(map(_bytes, table.columns)))
+        plain = pa.schema([(field.name, pa.string() if _repeats(field.type) else field.type) for field in table.schema])
+        table = table.cast(plain)
+        table.validate(full=True)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"table {path} cannot be read as Parquet ({type(error).__name__})") from None
+    return table
+
+
+def _is_text(column: pa.parquet.ColumnSchema) -> bool:
+    return column.physical_type == "BYTE_ARRAY" and column.max_repetition_level == 0
+
+
+def _repeats(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_dictionary(kind) and (pa.types.is_string(kind.value_type) or pa.types.is_binary(kind.value_type))
+    )
+
+
+def _bytes(column: pa.ChunkedArray) -> int:
+    """What a column takes once each cell has a text of its own."""
+    if not _repeats(column.type):
+        return int(column.nbytes)
+    return sum(
+        pc.sum(pc.take(pc.binary_length(chunk.dictionary), chunk.indices)).as_py() or 0 for chunk in column.chunks
+    )
+
+
+def _within(path: pathlib.Path, n: int, columns: int, size: int) -> None:
+    if n > cells.MAX_ROWS or columns > cells.MAX_COLUMNS or size > MAX_TABLE_BYTES:
+        raise ValueError(
+            f"table {path} has {n} rows, {columns} columns and {size} bytes unpacked; the limits are {cells.MAX_ROWS}, "
+            f"{cells.MAX_COLUMNS} and {MAX_TABLE_BYTES}"
+        )
 
 
 class Rows:
@@ -136,6 +166,8 @@ def select(table: pa.Table, used: Columns) -> Rows:
     for role in ("image", "patient", *(("study",) if "study" in columns else ())):
         if "" in columns[role]:
             raise ValueError(f"row {columns[role].index('') + 1} has no {role}: column {names[role]!r} is blank")
+    # "a.png" and "./a.png" are one image.
+    columns["image"] = [str(pathlib.PurePosixPath(image)) for image in columns["image"]]
     kept: dict[str, int] = {}
     different: dict[str, None] = {}
     for i, image in enumerate(columns["image"]):
@@ -146,7 +178,8 @@ def select(table: pa.Table, used: Columns) -> Rows:
     columns = {role: [values[i] for i in kept.values()] for role, values in columns.items()}
     n = len(columns["image"])
     if "study" not in columns:
-        stems = [str(pathlib.PurePosixPath(image).with_suffix("")) for image in columns["image"]]
+        paths = map(pathlib.PurePosixPath, columns["image"])
+        stems = [str(path.with_suffix("") if path.name else path) for path in paths]  # "." has no name
         seen: set[str] = set()
         twice = {stem: None for stem in stems if stem in seen or seen.add(stem)}  # type: ignore[func-returns-value]
         _refuse(twice, "image names differ only by their suffix; map a study column", names["image"])
@@ -175,7 +208,8 @@ def _per_study(studies: list[str], values: list[str], what: str, names: Mapping[
 
 def _refuse(items: Collection[str], what: str, column: str) -> None:
     if items:
-        some = ", ".join(list(items)[:_SHOWN])
+        # An id of a column that was mapped by mistake may be anything, report text included.
+        some = ", ".join(item[:_SHOWN_CHARACTERS] for item in list(items)[:_SHOWN])
         raise ValueError(f"{len(items)} {what} (column {column!r}): {some}{', ...' if len(items) > _SHOWN else ''}")
 
 

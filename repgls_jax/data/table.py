@@ -9,6 +9,7 @@ from typing import Any
 from repgls_jax import findings as findings_lib
 from repgls_jax.data import columns as columns_lib
 from repgls_jax.data import films, labels, rows, splits
+from repgls_jax.data.images import Fit
 from repgls_jax.data.source import SPLITS, TEXT_FIELDS, UNKNOWN_AGE, Quarantined, Record
 
 
@@ -28,6 +29,7 @@ class TableSource:
         seed: int = 0,
         fractions: Sequence[float] = (0.7, 0.1, 0.2),
         ignore: Collection[str] = (),
+        fit: Fit = "pad",
         max_megapixels: float = 64,
         max_report_bytes: int = 1_000_000,
     ):
@@ -42,6 +44,7 @@ class TableSource:
           seed: of the assignment of patients to splits, where the table gives none.
           fractions: of patients in train, valid and test, where the table gives no split.
           ignore: finding names in a list column that may be dropped.
+          fit: "pad" adds black to films that are not square, "crop" takes the square in their middle.
           max_megapixels: larger images are quarantined from their header.
           max_report_bytes: studies with a longer text (UTF-8) are quarantined.
 
@@ -49,7 +52,7 @@ class TableSource:
           FileNotFoundError: no such folder or table.
           ValueError: the table cannot be used; the message says what was found and what was expected.
         """
-        films.check(image_size, max_megapixels)
+        self._form = films.Form(image_size, max_megapixels, fit)
         if isinstance(ignore, str):
             raise ValueError(f"ignore is the text {ignore!r}; expected a list of finding names")
         self.vocabulary = findings_lib.vocabulary(findings)
@@ -69,14 +72,14 @@ class TableSource:
         belongs = [split_of[patient] for patient in patients]
         self._of = {split: [i for i, s in enumerate(belongs) if s == split] for split in SPLITS}
         self._too_long = self._rows.studies_over(max_report_bytes)
-        self._limits = {"max_megapixels": max_megapixels, "max_report_bytes": max_report_bytes}
+        self._max_report_bytes = max_report_bytes
         with path.open("rb") as file:
             table_hash = hashlib.file_digest(file, "sha256").hexdigest()
         self._parameters = {
             "table": path.name,
             "table_sha256": table_hash,
             "rows": data.num_rows,
-            "images_sha256": films.look(self._root, sorted(set(self._rows.column("image"))))[1],
+            "images_sha256": self._stamp(),
             "duplicate_rows": data.num_rows - len(self._rows),
             "columns": used.roles | used.labels,
             "unused_columns": list(used.unused),
@@ -86,8 +89,16 @@ class TableSource:
             },
             "splits": {"column": used.roles.get("split"), "seed": seed, "fractions": list(fractions)},
             "ignore": sorted(ignore),
-            **self._limits,
+            **self._form.parameters(),
+            "max_report_bytes": max_report_bytes,
         }
+
+    def _stamp(self) -> str:
+        """A hash of the images' sizes and times, in the folder or below its images/, as they are found later."""
+        names = sorted(set(self._rows.column("image")))
+        present, stamp = films.look(self._root, names)
+        rest = [name for name, there in zip(names, present, strict=True) if not there]
+        return f"{stamp} {films.look(self._root / 'images', rest)[1]}" if rest else stamp
 
     def _label(self, used: columns_lib.Columns, ignore: Collection[str]) -> None:
         n = len(self._rows)
@@ -107,19 +118,15 @@ class TableSource:
         i = self._of[split][i]
         row = self._rows[i]
         if row["study"] in self._too_long:
-            return Quarantined(row["image"], f"the report has more than {self._limits['max_report_bytes']} bytes")
+            return Quarantined(row["image"], f"the report has more than {self._max_report_bytes} bytes")
         film = {
             "path": row["image"],
-            "image_id": str(pathlib.PurePosixPath(row["image"])),
+            "image_id": row["image"],
             **{name: row[name] for name in ("patient", "study", "view", *TEXT_FIELDS)},
             "sex": rows.sex(row["sex"]),
             "age": rows.age(row["age"]),
         }
-        return films.read(
-            *(self._root, film, self._labels[i], []),
-            image_size=self.image_size,
-            max_megapixels=self._limits["max_megapixels"],
-        )
+        return films.read(self._root, film, self._labels[i], [], self._form)
 
     def parameters(self) -> dict[str, Any]:
         """The table by its content, the images by size and time, the columns and every option that changes a record."""

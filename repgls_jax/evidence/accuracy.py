@@ -9,7 +9,6 @@ import pathlib
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from repgls_jax import findings as findings_lib
 from repgls_jax.evidence import labels as labels_lib
@@ -46,13 +45,13 @@ def count(evidence: pathlib.Path, labels: pathlib.Path) -> Counts:
     Raises:
       FileNotFoundError, ValueError: a file is missing or malformed, or they share no study or no finding.
     """
-    file, vocabulary = stored.open_file(evidence)
-    table = file.read(columns=["study_id", "finding", "state", "p"])
+    table, vocabulary = stored.read(evidence, ["study_id", "finding", "state", "p"])
     ids, names, values, _ = labels_lib.read(labels)
     # "No Finding" follows from the others, and label files mean different things by it.
     columns = [j for j, name in enumerate(names) if name in vocabulary.findings and name != findings_lib.NO_FINDING]
     names, values = tuple(names[j] for j in columns), values[:, columns]
-    row, col = _place(table["study_id"], ids), _place(table["finding"], names)
+    row = stored.places(table["study_id"], pa.array(ids, pa.string()))
+    col = stored.places(table["finding"], pa.array(names, pa.string()))
     was_read = np.zeros(len(ids), bool)
     was_read[row[row >= 0]] = True
     if not was_read.any() or not names:
@@ -72,10 +71,6 @@ def count(evidence: pathlib.Path, labels: pathlib.Path) -> Counts:
         ~said & present,
         int((~was_read).sum()),
     )
-
-
-def _place(column: pa.ChunkedArray, values: list[str] | tuple[str, ...]) -> np.ndarray:
-    return pc.fill_null(pc.index_in(column, pa.array(values, pa.string())), -1).to_numpy()
 
 
 def rates(hits: np.ndarray, false: np.ndarray, missed: np.ndarray) -> np.ndarray:

@@ -5,7 +5,8 @@ The model. A cue c of a category g was used n times on findings whose label is k
   k | theta ~ Binomial(n, theta_c),  theta_c ~ Beta(s_g m_c, s_g (1 - m_c)),  logit m_c = logit p_c + a_g
 
 p_c is the p that the lexicon gives the cue (kept within [.005, .995]), so that m_c is the category's calibrated curve:
-the lexicon's, shifted in log-odds by a_g ~ N(0, 1.5^2). s_g is worth that many labels: log s_g ~ N(log 10, 1.5^2).
+the lexicon's, shifted in log-odds by a_g ~ N(0, 1.5^2). s_g is worth that many labels: log s_g ~ N(log 10, 1.5^2),
+cut to [0, log 1000].
 Given a_g and s_g, theta_c is Beta(s_g m_c + k, s_g (1 - m_c) + n - k): a cue with many labels follows them, one with
 few stays near its category, and one with none moves with it, so that "most likely" keeps above "likely". Both are
 integrated out on a grid rather than set to their best value, since a category has few cues; this is the hierarchical

@@ -224,6 +224,23 @@ def _numbers(cues: calibrate.Cues, fitted: calibrate.Fit, n: np.ndarray, k: np.n
     return made
 
 
+def _scores(
+    mentions: calibrate.Mentions, after: np.ndarray, replicates: int, seed: int
+) -> tuple[dict[str, list[reliability.Reliability]], dict[str, dict[str, Any]]]:
+    """Reliability before and after, of all mentions and of the hedged ones; and its numbers."""
+    scores, numbers = {}, {}
+    for name, use in (("all mentions", np.ones(len(after), bool)), ("hedged mentions", mentions.hedged)):
+        if use.any():
+            pair, brier, ece = reliability.score(
+                [mentions.p[use], after[use]], mentions.present[use], mentions.study[use], replicates, seed
+            )
+            scores[name] = pair
+            parts = [{m: dataclasses.asdict(getattr(s, m)) for m in ("brier", "ece")} for s in pair]
+            gaps = {"brier": dataclasses.asdict(brier), "ece": dataclasses.asdict(ece)}
+            numbers[name] = {"n": int(use.sum()), "before": parts[0], "after": parts[1], "difference": gaps}
+    return scores, numbers
+
+
 def _csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
     file = io.StringIO()
     writer = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
@@ -259,16 +276,7 @@ def run(
     known = override_lib.own_p(lexicon)
     rows = [row for row in calibrate.table(mentions.cues, fitted, n, k) if row["cue"] in known]
     after = calibrate.out_of_fold(mentions, seed)
-    scores, scored = {}, {}
-    for name, use in (("all mentions", np.ones(len(after), bool)), ("hedged mentions", mentions.hedged)):
-        if use.any():
-            pair, brier, ece = reliability.score(
-                [mentions.p[use], after[use]], mentions.present[use], mentions.study[use], replicates, seed
-            )
-            scores[name] = pair
-            parts = [{m: dataclasses.asdict(getattr(s, m)) for m in ("brier", "ece")} for s in pair]
-            gaps = {"brier": dataclasses.asdict(brier), "ece": dataclasses.asdict(ece)}
-            scored[name] = {"n": int(use.sum()), "before": parts[0], "after": parts[1], "difference": gaps}
+    scores, scored = _scores(mentions, after, replicates, seed)
     group = np.array(mentions.cues.category)
     result: dict[str, Any] = {
         "counts": counted,

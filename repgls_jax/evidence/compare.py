@@ -117,17 +117,14 @@ def _dense(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """State index, p and cue index [n, c] of one file's rows."""
 
-    def index(column: str, values: pa.Array) -> np.ndarray:
-        return pc.fill_null(pc.index_in(table[column], values), -1).to_numpy()
-
-    row, col = index("study_id", ids), index("finding", pa.array(names))
+    row, col = stored.places(table["study_id"], ids), stored.places(table["finding"], pa.array(names))
     known = (row >= 0) & (col >= 0)
     at = row[known].astype(np.int64) * len(names) + col[known]
     size = len(ids) * len(names)
     state, p, cue = np.zeros(size, np.int8), np.full(size, np.nan, np.float32), np.zeros(size, np.int32)
-    state[at] = index("state", pa.array(STATES, table.schema.field("state").type))[known]
+    state[at] = stored.places(table["state"], pa.array(STATES, pa.int8()))[known]
     p[at] = table["p"].to_numpy()[known]
-    cue[at] = index("cue", pa.array(cues))[known]
+    cue[at] = stored.places(table["cue"], pa.array(cues))[known]
     shape = (len(ids), len(names))
     return state.reshape(shape), p.reshape(shape), cue.reshape(shape)
 

@@ -119,8 +119,8 @@ def join(
     if not columns:
         raise ValueError(f"labels {labels} have only {findings_lib.NO_FINDING}, which no cue speaks of; name findings")
     findings, values = tuple(findings[j] for j in columns), values[:, columns]
-    row = _index(table["study_id"], pa.array(ids, pa.string()))
-    col = _index(table["finding"], pa.array(findings, pa.string()))
+    row = stored.places(table["study_id"], pa.array(ids, pa.string()))
+    col = stored.places(table["finding"], pa.array(findings, pa.string()))
     known = (row >= 0) & (col >= 0)
     label = np.where(known, values[row, col], -1)
     use = label >= 0
@@ -143,10 +143,6 @@ def join(
     return mentions, counted
 
 
-def _index(column: pa.ChunkedArray, values: pa.Array) -> np.ndarray:
-    return pc.fill_null(pc.index_in(column, values), -1).to_numpy()
-
-
 def _mentions(
     table: pa.Table,
     study: np.ndarray,
@@ -158,7 +154,7 @@ def _mentions(
     p = np.round(table["p"].to_numpy().astype(np.float64), 6)
     names = pc.unique(table["cue"])
     texts = names.to_pylist()
-    code = _index(table["cue"], names)
+    code = stored.places(table["cue"], names)
     # Few distinct (cue, p): the rows of the table are named once for each.
     pairs, index = np.unique(np.stack([code.astype(np.float64), p]), axis=1, return_inverse=True)
     keys = [override_lib.key(texts[int(c)], value) for c, value in pairs.T.tolist()]

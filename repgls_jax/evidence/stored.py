@@ -90,6 +90,11 @@ def read(path: pathlib.Path, columns: Sequence[str]) -> tuple[pa.Table, findings
     return table, vocabulary
 
 
+def places(column: pa.ChunkedArray, values: pa.Array) -> np.ndarray:
+    """Where each of n entries of a column stands among ``values``: int32 [n], -1 for what is not among them."""
+    return pc.fill_null(pc.index_in(column, values), -1).to_numpy()
+
+
 def rows_of(path: pathlib.Path, study_ids: Collection[str]) -> dict[str, list[dict[str, Any]]]:
     """The rows of some studies, in file order, read batch by batch.
 

@@ -23,7 +23,8 @@ _MAX_SENTENCE = 4_000  # characters; run-on text without a full stop is cut into
 _CACHE, _CACHE_CHARS = 20_000, 400  # sentences kept, and the longest one kept: a bound on memory
 
 # finding, p, cue id, weak, mention start and end, cue start and end; offsets count from the sentence's start
-_Row = tuple[str, float, str, int, int, int, int, int]
+# and the one side that the sentence names
+_Row = tuple[str, float, str, int, int, int, int, int, str]
 
 
 class Engine:
@@ -60,10 +61,13 @@ class Engine:
         tokens, starts, ends = patterns.tokenise(text, self.lexicon.forms)
         hits = patterns.find(self.lexicon.trie, tokens)
         rows: list[_Row] = []
-        for clause in mentions.clauses(hits, tokens, self.lexicon):
+        read = mentions.clauses(hits, tokens, self.lexicon)
+        side = resolve.side(tokens) if read else ""
+        for clause in read:
             for r in scope.read(clause, tokens, self.lexicon):
                 cue = (-1, -1) if r.cue_tokens[0] < 0 else (starts[r.cue_tokens[0]], ends[r.cue_tokens[1] - 1])
-                rows.append((r.finding, r.p, r.cue, r.weak, starts[r.tokens[0]], ends[r.tokens[1] - 1], cue[0], cue[1]))
+                mention = starts[r.tokens[0]], ends[r.tokens[1] - 1]
+                rows.append((r.finding, r.p, r.cue, r.weak, *mention, *cue, side))
         if len(text) <= _CACHE_CHARS:
             if len(self._cache) >= _CACHE:
                 self._cache.clear()
@@ -81,10 +85,11 @@ class Engine:
                 for start, stop in sentences.split(text, begin, end):
                     for at in range(start, stop, _MAX_SENTENCE):
                         until = min(stop, at + _MAX_SENTENCE)
-                        for f, p, cue, weak, ms, me, cs, ce in self.sentence(text[at:until]):
+                        for f, p, cue, weak, ms, me, cs, ce, side in self.sentence(text[at:until]):
                             if cs >= 0:
                                 cs, ce = cs + at, ce + at
-                            found.append(Evidence(f, p, cue, section, field, at, until, ms + at, me + at, cs, ce, weak))
+                            where = at, until, ms + at, me + at, cs, ce
+                            found.append(Evidence(f, p, cue, section, field, *where, weak, side))
         return found
 
     def read(self, report: Mapping[str, Any]) -> list[Evidence]:

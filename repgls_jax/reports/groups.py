@@ -18,6 +18,9 @@ _SIGNS = frozenset(("Lung Opacity",))
 # Nor does a list of findings turn these into alternatives: "cardiomegaly, effusion or pleural thickening".
 _APART = frozenset(("Cardiomegaly", "Enlarged Cardiomediastinum", "Fracture", "Support Devices"))
 
+# Doubts that stand behind a list without "and": "mass, effusion, nodule cannot be excluded".
+_DOUBTS = ("cannot-exclude", "possible")
+
 _JOINTS = ("and", "or", "and_or", "comma")
 _TRANSPARENT = (*_JOINTS, "qualifier", "continue", "done", "subject")
 _ALTERNATIVE = ("or", "comma or", "and_or")
@@ -42,7 +45,7 @@ def find(
         return {heads[0]: 0}, shares
     links = [_link(items, a, b, tokens, lexicon) for a, b in itertools.pairwise(heads)]
     open_lists = _open_lists(items, heads, links)
-    _open_commas(links, open_lists)
+    _open_commas(items, heads, links, open_lists)
     groups: dict[int, int] = {}
     number = 0
     for n, k in enumerate(heads):
@@ -91,17 +94,26 @@ def _open_lists(items: Sequence[Item], heads: list[int], links: list[Link]) -> d
     return found
 
 
-def _open_commas(links: list[Link], open_lists: dict[int, Item]) -> None:
-    """Cuts at commas outside lists: a comma alone joins nothing unless "and" or "or" closes its list later."""
+def _open_commas(items: Sequence[Item], heads: list[int], links: list[Link], open_lists: dict[int, Item]) -> None:
+    """Cuts at commas outside lists: a comma alone joins nothing unless "and", "or" or a doubt closes its list later."""
     closed = False
     for n in range(len(links) - 1, -1, -1):
         kind = links[n][0]
-        closed = closed or n + 1 in open_lists
+        closed = closed or n + 1 in open_lists or _doubted(items, heads, links, n)
         if kind == "comma":
             if not closed:
                 links[n] = ("", None)
         else:
             closed = bool(kind)
+
+
+def _doubted(items: Sequence[Item], heads: list[int], links: list[Link], n: int) -> bool:
+    """Whether a list of three or more ends after link ``n`` in a doubt: "mass, effusion, nodule cannot be excluded"."""
+    if n < 1 or links[n][0] != "comma" or links[n - 1][0] != "comma" or heads[n + 1] + 1 == len(items):
+        return False
+    last, after = items[heads[n + 1]], items[heads[n + 1] + 1]
+    doubt = after.cue is not None and after.cue.direction == "backward" and after.cue.category in _DOUBTS
+    return doubt and after.kind == "cue" and after.i - last.j <= 1
 
 
 def _joined(

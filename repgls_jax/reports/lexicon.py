@@ -34,7 +34,7 @@ CATEGORIES = (
     "ignored",
 )
 DIRECTIONS = ("forward", "backward", "comparison")
-SCOPES = ("clause", "phrase")
+SCOPES = ("clause", "phrase", "noun", "measure")
 # Words from this length on are also known by their slips; shorter ones would turn into other words.
 _LONG = 8
 COLUMNS = ("id", "cue", "category", "p", "p_low", "p_high", "direction", "scope", "source", "notes")
@@ -52,7 +52,9 @@ class Cue:
       p_low, p_high: range that readers are known or judged to span.
       direction: "forward" (acts on what follows), "backward" (on what stands before) or "comparison" ("more likely
         than": what stands before gets p, what follows 1 - p).
-      scope: "clause" (runs through lists until something breaks it) or "phrase" (one coordinated group).
+      scope: "clause" (runs through lists until something breaks it), "phrase" (one coordinated group), or the two
+        parts of "suspicion for pneumonia is low": "noun" (a phrase whose strength may be stated behind the finding) and
+        "measure" (that statement, which counts only there).
       source, notes: where p comes from; remarks.
     """
 
@@ -74,17 +76,15 @@ class Term:
 
     Attributes:
       cue: a certainty cue.
-      findings: canonical names that a mention speaks of.
-      weak: p of a mention that is only a sign of the finding, else 1.
+      findings: what a mention speaks of: canonical name -> p, less than 1 where it is only a sign of the finding.
       role: grammar role ("break", "stop", "and", "or", "and_or", "comma", "continue", "done", "echo", "over", "pseudo",
         "alternative", "qualifier", "subject", "predicate"), or "".
-      name: subject or predicate name.
+      name: subject or predicate name; "nothing" for an alternative that is no finding at all ("nipple shadow").
       qualifier: p that a negated mention keeps under this adjective ("no large ..."), 0 if none.
     """
 
     cue: Cue | None = None
-    findings: tuple[str, ...] = ()
-    weak: float = 1.0
+    findings: Mapping[str, float] = dataclasses.field(default_factory=dict)
     role: str = ""
     name: str = ""
     qualifier: float = 0.0
@@ -95,7 +95,7 @@ class Lexicon:
     """Everything the engine needs, compiled.
 
     Attributes:
-      cues: id -> cue.
+      cues: id -> cue; a comparison has two, one for each side.
       trie: one trie over all patterns, holding :class:`Term`.
       forms: token -> the form used in patterns.
       fresh: tokens that open a new statement after a comma.
@@ -148,6 +148,17 @@ def read_cues(text: str, where: str) -> list[Cue]:
     return cues
 
 
+def other_side(cue: Cue) -> Cue:
+    """What a comparison says of the finding after it: a cue of its own, so that a site can calibrate either side."""
+    p, low, high = (round(1 - value, 4) for value in (cue.p, cue.p_high, cue.p_low))
+    category = "unlikely" if p < 0.5 else "probable"
+    name = f"{category}:{cue.id.partition(':')[2]}-after"
+    words = f"{cue.cue} (what follows)"
+    return dataclasses.replace(
+        cue, id=name, cue=words, category=category, p=p, p_low=low, p_high=high, direction="forward", scope="comparison"
+    )
+
+
 def load(folder: pathlib.Path = HERE) -> Lexicon:
     """Loads ``lexicon.csv``, ``findings.json`` and ``grammar.json`` of a folder (default: the package's own).
 
@@ -165,6 +176,7 @@ def load(folder: pathlib.Path = HERE) -> Lexicon:
         raise ValueError(f"findings.json and the union vocabulary differ in {wrong}; every finding needs an entry")
     forms = {form: token for token, others in vocabulary["forms"].items() for form in others}
     slips = {slip: token for token, others in vocabulary["forms"].items() for slip in _slips((token, *others))}
+    others = [other_side(c) for c in cues if c.direction == "comparison"]
     terms: dict[tuple[str, ...], Term] = {}
     _add_grammar(terms, grammar, forms)
     _add_cues(terms, cues, forms)
@@ -178,7 +190,9 @@ def load(folder: pathlib.Path = HERE) -> Lexicon:
     # The rules are code: evidence of other code is other evidence.
     code = [file.read_text("utf-8") for file in sorted(HERE.glob("*.py"))]
     digest = hashlib.sha256("\0".join([*texts.values(), *code]).encode()).hexdigest()[:12]
-    return Lexicon({c.id: c for c in cues}, trie, forms, frozenset(grammar["fresh_start"]), statements, digest)
+    return Lexicon(
+        {c.id: c for c in [*cues, *others]}, trie, forms, frozenset(grammar["fresh_start"]), statements, digest
+    )
 
 
 def _slips(words: Iterable[str]) -> Iterator[str]:
@@ -218,6 +232,9 @@ def _add_grammar(terms: dict[tuple[str, ...], Term], grammar: dict[str, Any], fo
         for pattern in grammar[key]:
             for row in _rows(pattern, forms):
                 _add(terms, row, role=role)
+    for pattern in grammar["nothing"]:
+        for row in _rows(pattern, forms):
+            _add(terms, row, role="alternative", name="nothing")
     for key, role in (("subjects", "subject"), ("predicates", "predicate")):
         for name, members in grammar[key].items():
             for row in (row for pattern in members for row in _rows(pattern, forms)):
@@ -229,8 +246,9 @@ def _add_grammar(terms: dict[tuple[str, ...], Term], grammar: dict[str, Any], fo
 
 def _add_cues(terms: dict[tuple[str, ...], Term], cues: list[Cue], forms: Mapping[str, str]) -> None:
     for cue in cues:
+        term = Term(cue=cue)
         for row in _rows(cue.cue, forms):
-            _add(terms, row, cue=cue)
+            terms[row] = dataclasses.replace(terms[row], cue=cue) if row in terms else term
 
 
 def _add_mentions(terms: dict[tuple[str, ...], Term], vocabulary: dict[str, Any], forms: Mapping[str, str]) -> None:
@@ -257,6 +275,6 @@ def _add_mentions(terms: dict[tuple[str, ...], Term], vocabulary: dict[str, Any]
         inside.update(named.get(row, {}))
         found = {f: p for f, p in inside.items() if f not in barred.get(row, set())}
         if found:
-            _add(terms, row, findings=tuple(found), weak=min(found.values()), role="")
+            _add(terms, row, findings=found, role="")
         else:
-            _add(terms, row, findings=(), role=terms.get(row, Term()).role or "pseudo")
+            _add(terms, row, findings={}, role=terms.get(row, Term()).role or "pseudo")

@@ -17,6 +17,14 @@ HEADS = ("mention", "alternative")
 # Subjects that mostly say where a finding is, and words that make a place of any subject.
 _PLACES = frozenset(("lungs", "one lung", "pleura"))
 _PREPOSITIONS = frozenset(("in", "of", "at", "over", "within", "on", "to", "overlying", "behind", "near", "along"))
+# Words between "but" and a doubt about what stands before it: "but a tiny one cannot be excluded".
+_RESUMING = frozenset(
+    (
+        "a", "an", "the", "one", "ones", "it", "its", "this", "that", "these", "they", "presence", "tiny", "small",
+        "very", "trace", "subtle", "early", "minimal", "also", "still", "underlying", "superimposed", "is", "are",
+        "was", "were", ",",
+    )
+)  # fmt: skip
 # Words after which a subject that waits for its predicate is given up.
 _DROP_SUBJECT = frozenset(("with", "there", "since", "following", "adjacent", "overlying", "causing"))
 
@@ -31,10 +39,9 @@ class Item:
       i, j: its tokens, half open.
       cue: of kinds "cue", "or", "and_or", "over".
       findings: finding -> p as asserted (mentions only).
-      weak: the mention is a sign or a statement, not the finding's own name.
       statement: the mention comes from a subject and a predicate.
+      nothing: an alternative that is no finding at all ("nipple shadow").
       qualifier: p left under negation, 0 if the item is no qualifier.
-      p, by: set by the scope pass: multiplier-free certainty and the deciding cue.
     """
 
     kind: str
@@ -42,8 +49,8 @@ class Item:
     j: int
     cue: lexicon_lib.Cue | None = None
     findings: dict[str, float] = dataclasses.field(default_factory=dict)
-    weak: bool = False
     statement: bool = False
+    nothing: bool = False
     qualifier: float = 0.0
 
 
@@ -54,7 +61,7 @@ def clauses(hits: Sequence[patterns.Hit], tokens: list[str], lexicon: lexicon_li
     result: list[list[Item]] = []
     current: list[patterns.Hit] = []
     for k, hit in enumerate(hits):
-        if hit[0].role == "break" and not _goes_on(hits, k):
+        if hit[0].role == "break" and not _goes_on(hits, k, tokens):
             result.append(_clause(current, tokens, lexicon))
             current = []
         elif hit[0].role != "break":
@@ -63,17 +70,22 @@ def clauses(hits: Sequence[patterns.Hit], tokens: list[str], lexicon: lexicon_li
     return [items for items in result if any(item.kind == "mention" for item in items)]
 
 
-def _goes_on(hits: Sequence[patterns.Hit], k: int) -> bool:
+def _goes_on(hits: Sequence[patterns.Hit], k: int, tokens: list[str]) -> bool:
     """Whether what follows a clause break still speaks of the clause before it.
 
-    "Pneumonia is less likely but not excluded"; "lungs are hyperexpanded but otherwise clear".
+    "Pneumonia is less likely but not excluded"; "pneumonia, while unlikely, is not excluded"; "no effusion, but a tiny
+    one cannot be excluded"; "lungs are hyperexpanded but otherwise clear".
     """
     rest = [hit for hit in hits[k + 1 : k + 5] if hit[0].role not in ("break", "stop", "pseudo")]
     if not rest:
         return False
     cue = rest[0][0].cue
     if cue is not None and cue.direction == "backward":
-        return True
+        return _RESUMING.issuperset(tokens[hits[k][2] : rest[0][1]])
+    if cue is not None and rest[0][1] == hits[k][2]:
+        ends = rest[0][2] == len(tokens)  # "possible but less likely"
+        if ends or (len(rest) > 1 and rest[1][0].role == "comma" and rest[1][1] == rest[0][2]):
+            return True
     own = len(rest) > 1 and rest[1][0].role == "subject" and rest[1][1] - rest[0][2] <= 2
     return rest[0][0].role == "predicate" and not own
 
@@ -87,21 +99,22 @@ def _clause(hits: list[patterns.Hit], tokens: list[str], lexicon: lexicon_lib.Le
         if k in used:
             continue
         if term.findings:
-            findings = dict.fromkeys(term.findings, term.weak)
-            items.append(Item("mention", i, j, findings=findings, weak=term.weak < 1))
+            items.append(Item("mention", i, j, findings=dict(term.findings)))
         elif term.role in ("or", "and_or"):
             items.append(Item(term.role, i, j, cue=term.cue))
         elif term.role == "over":
             if _chooses(hits, k):
                 items.append(Item("over", i, j, cue=term.cue))
+        elif term.cue is not None and term.cue.scope == "measure" and not _measured(hits[:k]):
+            items.append(Item("stop", i, j))  # "volumes are low"
         elif term.cue is not None:
             items.extend(Item("cue", i, j, cue=cue) for cue in _sides(term.cue))
         elif term.role == "alternative" and k + 1 < len(hits) and hits[k + 1][0].findings and hits[k + 1][1] == j:
             continue  # "aspiration pneumonia" is one thing
-        elif term.role == "stop" and tokens[i] == "with" and _compound(hits, k):
+        elif term.role in ("stop", "continue") and tokens[j - 1] == "with" and _compound(hits, k):
             items.append(Item("and", i, j))
         elif term.role in ("stop", "and", "comma", "alternative", "continue", "done", "echo"):
-            items.append(Item(term.role, i, j))
+            items.append(Item(term.role, i, j, nothing=term.name == "nothing"))
         elif term.role == "subject" and term.name not in _PLACES and not _located(tokens, i):
             items.append(Item("subject", i, j))
         elif term.qualifier:
@@ -113,8 +126,12 @@ def _sides(cue: lexicon_lib.Cue) -> list[lexicon_lib.Cue]:
     """A cue as it is, or, if it compares, what it says of the finding before it and of the one after it."""
     if cue.direction != "comparison":
         return [cue]
-    other = dataclasses.replace(cue, p=round(1 - cue.p, 4), direction="forward", scope="comparison")
-    return [dataclasses.replace(cue, direction="backward", scope="comparison"), other]
+    return [dataclasses.replace(cue, direction="backward", scope="comparison"), lexicon_lib.other_side(cue)]
+
+
+def _measured(hits: list[patterns.Hit]) -> bool:
+    """Whether something with a strength is spoken of: "suspicion for pneumonia"."""
+    return any(hit[0].cue is not None and hit[0].cue.scope == "noun" for hit in hits)
 
 
 def _chooses(hits: list[patterns.Hit], k: int) -> bool:
@@ -126,12 +143,16 @@ def _chooses(hits: list[patterns.Hit], k: int) -> bool:
 
 
 def _compound(hits: list[patterns.Hit], k: int) -> bool:
-    """Whether "with" makes one diagnosis of two findings: "likely effusion with atelectasis"."""
+    """Whether "with" makes one diagnosis of two findings: "likely effusion with atelectasis".
+
+    "May be infection here associated with a consolidation" leaves room for a word or two.
+    """
     if not 0 < k < len(hits) - 1:
         return False
-    (left, _, end), (_, i, j), (right, start, _) = hits[k - 1 : k + 2]
+    (left, _, end), (term, i, j), (right, start, _) = hits[k - 1 : k + 2]
+    room = 2 if term.role == "continue" else 0
     hedged = any(hit[0].cue is not None and hit[0].cue.category not in ("negated", "resolved") for hit in hits[:k])
-    return hedged and bool(left.findings and right.findings) and end == i and start == j
+    return hedged and bool(left.findings and right.findings) and i - end <= room and start - j <= room
 
 
 def _located(tokens: list[str], i: int) -> bool:
@@ -160,7 +181,7 @@ def _bind(
         if findings:
             i = min(hits[subject][1], hits[predicate][1])
             j = max(hits[subject][2], hits[predicate][2])
-            item = Item("mention", i, j, findings=dict(findings), weak=True, statement=True)
+            item = Item("mention", i, j, findings=dict(findings), statement=True)
             bound.setdefault(at, []).append(item)
 
     for k, (term, i, j) in enumerate(hits):

@@ -11,12 +11,22 @@ from repgls_jax.reports import lexicon as lexicon_lib
 from repgls_jax.reports.mentions import HEADS, Item
 
 NEGATIVE = ("negated", "resolved")
+QUALIFIED = 0.05  # p from which a negation is a weak one: "not definitely seen"
+# A hedge behind a negated finding undoes the negation ("no effusion, but a tiny one cannot be excluded") unless its p
+# is so high that it is what was negated ("no effusion is suspected"), or so low that it repeats it.
+_FIRM, _SLIGHT = 0.6, 0.25
 # Tokens after which a hedge that follows a mention cannot reach on.
 _CLOSERS = frozenset((",", ";", ")", "on", "in", "at", "given", "by"))
 # Words that may follow "is likely" when it speaks of what stands before it; others make it "is likely old".
 _AFTER_LIKELY = _CLOSERS | {"but", "and", "or", "though", "although", "however", "because", "as", "with", "present"}
+# Words of hedges that take a whole statement: "unclear whether ...", "I doubt that ...".
+_ASKING = frozenset(("whether", "if", "that", "doubt", "suspect", "think", "believe", "feel"))
 # Words that equate the thing in doubt with a diagnosis: "unclear whether the density is a nodule".
 _COPULAS = frozenset(("is", "are", "was", "were", "represents", "represent", "reflects", "reflect", "indicates"))
+# Hedges that may end a sentence and speak of what stands before ("atelectasis at the base, probably"): categories and
+# last words. Others do not: "a mass at the base, suspicious".
+_TRAILING = ("probable", "possible", "unlikely")
+_TRAILING_WORDS = frozenset(("suspected", "suggested", "questioned"))
 
 Governed = dict[int, list[Item]]  # index of a mention -> the cues that govern it
 
@@ -86,7 +96,13 @@ class _Forward:
 
     def stop(self, k: int) -> None:
         self.suspended = True
-        if not (self._asks() and self.tokens[self.items[k].i] in _COPULAS):
+        word = self.tokens[self.items[k].i]
+        touched = self.group is None and self.hedges and self.hedges[-1].j == self.items[k].i  # "there probably is"
+        asked = self._asks() and (word in _COPULAS or (word == "there" and self.group is None))
+        opened = (
+            self.group is None and self.hedges and _opens(self.hedges[0], self.items)
+        )  # "in the right setting, this is"
+        if not (asked or (touched and word in _COPULAS) or opened):
             self.hedges, self.group = [], None
 
     def joint(self, k: int) -> None:
@@ -97,7 +113,8 @@ class _Forward:
             if (fresh and not _list_goes_on(items, k)) or _stands_alone(items, k, self.tokens):
                 self.negation = None
         waits = self.group is None and self.hedges and self.hedges[-1].j != item.i and not self._runs_on()
-        if item.kind == "comma" and waits and not _list_goes_on(items, k) and items[k - 1].kind != "or":
+        aside = k > 1 and items[k - 1].kind == "comma" and items[k - 2].j == items[k - 1].i  # "probable, if small, ..."
+        if item.kind == "comma" and waits and not aside and not _list_goes_on(items, k) and items[k - 1].kind != "or":
             self.hedges = []
 
     def head(self, k: int) -> None:
@@ -125,10 +142,8 @@ class _Forward:
         return self.hedges[-1].cue is not None and self.hedges[-1].cue.scope == "clause"
 
     def _asks(self) -> bool:
-        """Whether the last hedge asks a question: "unclear whether", "uncertain if"."""
-        if not self.hedges:
-            return False
-        return not {"whether", "if"}.isdisjoint(self.tokens[self.hedges[-1].i : self.hedges[-1].j])
+        """Whether the last hedge takes a statement: "unclear whether", "I doubt that"."""
+        return bool(self.hedges) and not _ASKING.isdisjoint(self.tokens[self.hedges[-1].i : self.hedges[-1].j])
 
     def _equated(self, k: int) -> bool:
         """Whether a copula stands between head ``k`` and the head before it."""
@@ -162,12 +177,22 @@ def acts_forward(items: list[Item], k: int, tokens: list[str]) -> bool:
         bare = not any(other.kind in HEADS for other in items[:k])
         return bare and following is not None and following.kind in HEADS and following.i - item.j <= 3
     if not forward:
-        return following is not None and following.kind in HEADS and following.i - item.j <= 5
+        if item.j < len(tokens) and tokens[item.j] == "by":  # "edema is suggested by the densities"
+            return False
+        opens = k == 0 and following is not None and following.kind == "comma"  # "in the right setting, this may be"
+        return opens or (following is not None and following.kind in HEADS and following.i - item.j <= 5)
     closed = item.j == len(tokens) or tokens[item.j] in _CLOSERS
     before = items[k - 1] if k else None
     if k > 1 and tokens[items[k - 1].i] == ":":  # "pneumonia: possible"
         before = items[k - 2]
-        return not (closed and before.kind in HEADS and before.j == items[k - 1].i)
+        named = before.kind in HEADS and before.j == items[k - 1].i
+        return not (named and (closed or not any(other.kind in HEADS for other in items[k + 1 :])))
+    trailing = cue.category in _TRAILING or tokens[item.j - 1] in _TRAILING_WORDS
+    if trailing and item.j == len(tokens):  # "atelectasis at the base, probably"
+        return not any(other.kind in HEADS for other in items[:k])
+    if k > 1 and tokens[items[k - 1].i] == "," and k + 2 < len(items) and tokens[items[k + 1].i] == ",":
+        # "pneumonia, less likely, is not excluded"
+        return not (items[k - 2].kind in HEADS and items[k + 2].kind == "cue" and items[k + 1].i == item.j)
     touches = before is not None and before.kind in HEADS and item.i - before.j <= 1
     return not (closed and touches and cue.category != "definite")
 
@@ -190,9 +215,10 @@ def _backward(items: list[Item], tokens: list[str], groups: dict[int, int], gove
         if tokens[item.j - 1] == "likely" and item.j < len(tokens) and tokens[item.j] not in _AFTER_LIKELY:
             continue
         group: int | None = None
+        nearest = True
         for h in range(k - 1, -1, -1):
             other = items[h]
-            if tokens[other.i] == ":" and h == k - 1:
+            if tokens[other.i] == ":" and h and items[h - 1].kind in HEADS and items[h - 1].j == other.i:
                 continue
             if other.kind in ("stop", "subject") and group is None:
                 break
@@ -202,7 +228,24 @@ def _backward(items: list[Item], tokens: list[str], groups: dict[int, int], gove
                 if groups[h] != group:
                     break
                 if not other.statement:
-                    governed[h] = [item, *(c for c in governed.get(h, []) if _is_hedge(c) and _is_hedge(item))]
+                    governed[h] = _followed(governed.get(h, []), item, nearest)
+                nearest = False
+
+
+def _followed(before: list[Item], item: Item, nearest: bool) -> list[Item]:
+    """The cues of a mention, once a backward cue follows it."""
+    categories = [c.cue.category for c in before if c.cue is not None]
+    assert item.cue is not None
+    if "ignored" in categories:
+        return before  # "if effusion is suspected"
+    if item.cue.scope == "measure":
+        return [item] if any(c.cue is not None and c.cue.scope == "noun" for c in before) else before
+    hedge = _is_hedge(item)
+    negated = not set(NEGATIVE).isdisjoint(categories)
+    if hedge and negated and (item.cue.p >= _FIRM or (item.cue.p < _SLIGHT and not nearest)):
+        return before
+    leaves = item.cue.category == "negated" and item.cue.p >= QUALIFIED  # "possible nodule, not definitely seen"
+    return [item, *(c for c in before if _is_hedge(c) and (hedge or leaves))]
 
 
 def _echoed(items: list[Item], groups: dict[int, int], governed: Governed) -> None:
@@ -214,6 +257,11 @@ def _echoed(items: list[Item], groups: dict[int, int], governed: Governed) -> No
         after = next((h for h in range(k + 1, len(items)) if items[h].kind in HEADS), None)
         if before in governed and after is not None:
             governed.update((h, list(governed[before])) for h in groups if groups[h] == groups[after])
+
+
+def _opens(hedge: Item, items: list[Item]) -> bool:
+    """Whether a hedge stands before all that it speaks of, though it usually follows: "in the right setting, ..."."""
+    return hedge is items[0] and hedge.cue is not None and hedge.cue.direction == "backward"
 
 
 def _is_hedge(item: Item) -> bool:

@@ -16,6 +16,9 @@ from repgls_jax.reports import scope
 _SIGNS = frozenset(("Lung Opacity", "Lung Lesion"))
 # "No acute fracture" leaves an old one: its sign ("deformity") stands beside it.
 _LASTING = frozenset(("Fracture",))
+# One of several may be removed or cleared: another that is there still counts.
+_SEVERAL = frozenset(("Support Devices",))
+_SIDES = frozenset(("left", "right"))
 RULE_NO_FINDING = "rule:no-finding"
 
 
@@ -33,6 +36,7 @@ class Evidence:
       mention_start, mention_end: the words that name the finding.
       cue_start, cue_end: the words of the cue, (-1, -1) without one.
       weak: see :class:`repgls_jax.reports.scope.Reading`.
+      side: "left" or "right" if the sentence names only that side, else "".
       said: p that the wording expresses, where :attr:`p` has been calibrated to a site; else None.
     """
 
@@ -48,6 +52,7 @@ class Evidence:
     cue_start: int
     cue_end: int
     weak: int = scope.PLAIN
+    side: str = ""
     said: float | None = None
 
     @property
@@ -56,12 +61,20 @@ class Evidence:
         return findings_lib.state_of(self.p if self.said is None else self.said)
 
 
+def side(tokens: Sequence[str]) -> str:
+    """The one side that the tokens of a sentence name, or ""."""
+    named = _SIDES.intersection(tokens)
+    return next(iter(named)) if len(named) == 1 else ""
+
+
 def _present(e: Evidence) -> bool:
     return e.state != findings_lib.NEGATIVE
 
 
 def within(candidates: Sequence[Evidence]) -> Evidence:
     """The reading that stands for one section (at least one candidate, all of one finding)."""
+    if len(candidates) == 1:
+        return candidates[0]
     plain = scope.QUALIFIED if candidates[0].finding in _LASTING else scope.SIGN
     named = any(e.weak < plain for e in candidates)
     # A hedged sign (blunting, congestion) says nothing new where the finding itself is spoken of.
@@ -79,6 +92,12 @@ def resolve(candidates: Sequence[Evidence]) -> Evidence:
     if not conclusion or not body:
         return within(conclusion or body)
     ours, theirs = within(conclusion), within(body)
+    if ours.finding in _SEVERAL and _present(theirs):
+        return ours if ours.p >= theirs.p else theirs
+    if ours.side and ours.state != findings_lib.POSITIVE:  # doubt on the left leaves what is asserted on the right
+        across = [e for e in body if e.side not in ("", ours.side) and e.weak == scope.PLAIN]
+        if across and within(across).state == findings_lib.POSITIVE:
+            return within(across)
     if not _present(ours):
         return theirs if ours.weak and _present(theirs) else ours
     if ours.weak and not theirs.weak and ours.p < 1.0:

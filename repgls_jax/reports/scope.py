@@ -9,9 +9,12 @@ import dataclasses
 from repgls_jax.reports import groups as groups_lib
 from repgls_jax.reports import lexicon as lexicon_lib
 from repgls_jax.reports import reach
-from repgls_jax.reports.mentions import Item
+from repgls_jax.reports.mentions import HEADS, Item
 
 PLAIN, QUALIFIED, SIGN = 0, 1, 2
+# Hedges that may explain a shadow away, and the cues that say how far they do, by the least belief in the explanation.
+_EXPLAINS = ("definite", "probable", "suggestive", "possible")
+_VERDICTS = ((0.9, "unlikely:is-artifact"), (0.65, "unlikely:likely-artifact"), (0.0, "possible:may-be-artifact"))
 
 
 @dataclasses.dataclass(slots=True)
@@ -40,16 +43,20 @@ def read(items: list[Item], tokens: list[str], lexicon: lexicon_lib.Lexicon) -> 
     groups, shares = groups_lib.find(items, tokens, lexicon)
     governed = reach.govern(items, tokens, lexicon, groups)
     readings: list[Reading] = []
+    nothing = False
     for k in groups:
         item = items[k]
+        nothing |= item.nothing
         if item.kind == "mention":
             cues = governed.get(k, [])
-            if any(c.cue is not None and c.cue.category == "ignored" for c in cues):
+            if cues and any(c.cue is not None and c.cue.category == "ignored" for c in cues):
                 continue
             qualifier = _qualifier(items, k)
             for finding, base in item.findings.items():
                 readings.append(_decide(item, finding, base, cues, shares.get(k), qualifier))
-    return _merge_alternatives(readings, items, shares)
+    if nothing:
+        _explain_away(readings, items, governed, shares, lexicon)
+    return _merge_alternatives(readings, items, shares) if shares else readings
 
 
 def _decide(
@@ -59,11 +66,16 @@ def _decide(
     negation = [c for c in cues if c.cue is not None and c.cue.category in reach.NEGATIVE]
     hedges = [c for c in cues if c.cue is not None and c.cue.category not in reach.NEGATIVE]
     span = (item.i, item.j)
+    sign = SIGN if item.statement or base != 1.0 else PLAIN
+    if negation and hedges and negation[-1].cue is not None and negation[-1].cue.p >= reach.QUALIFIED:
+        by = min(hedges, key=_p)  # "possible nodule, not definitely seen": both are said
+        cue_id = by.cue.id if by.cue is not None else ""
+        return Reading(finding, round((_p(by) + _p(negation[-1])) / 2, 4), cue_id, sign, span, (by.i, by.j))
     if negation:
         by = negation[-1]
         assert by.cue is not None
         p = max(by.cue.p, qualifier)
-        weak = SIGN if item.weak else QUALIFIED if p >= 0.06 else PLAIN
+        weak = sign or (QUALIFIED if p >= 0.06 else PLAIN)
         if base < 0.1:  # "heart size is not normal"; another negation's list does not reach a statement
             if by.cue.id != "negated:not":
                 return Reading(finding, base, "", SIGN, span, (-1, -1))
@@ -72,9 +84,9 @@ def _decide(
     p, cue_id, where = base, "", (-1, -1)
     cue = None
     if hedges:
-        by = min(hedges, key=_p)
+        by, belief = _weakest(hedges)
         cue = by.cue
-        p, cue_id, where = _hedged(base, _p(by)), cue.id if cue else "", (by.i, by.j)
+        p, cue_id, where = _hedged(base, belief), cue.id if cue else "", (by.i, by.j)
     ceiling = p
     if share is not None and base >= 0.3:
         part, link, _ = share
@@ -83,7 +95,41 @@ def _decide(
             p = shared
             if link.cue is not None and (cue is None or cue.p > part):
                 cue_id, where = link.cue.id, (link.i, link.j)
-    return Reading(finding, round(p, 4), cue_id, SIGN if item.weak else PLAIN, span, where, ceiling)
+    return Reading(finding, round(p, 4), cue_id, sign, span, where, ceiling)
+
+
+def _explain_away(
+    readings: list[Reading],
+    items: list[Item],
+    governed: reach.Governed,
+    shares: dict[int, groups_lib.Share],
+    lexicon: lexicon_lib.Lexicon,
+) -> None:
+    """Lowers what is hedged to be nothing: "nodule, likely a nipple shadow" is hardly a nodule."""
+    seen: Item | None = None  # what stands before
+    verdicts: dict[tuple[int, int], tuple[lexicon_lib.Cue, Item]] = {}
+    for k, item in enumerate(items):
+        hedges = [c for c in governed.get(k, []) if c.cue is not None and c.cue.category in _EXPLAINS]
+        if item.nothing and hedges and k not in shares and seen is not None and not seen.statement:
+            by = min(hedges, key=_p)
+            verdicts[seen.i, seen.j] = lexicon.cues[next(name for least, name in _VERDICTS if _p(by) >= least)], by
+        if item.kind in HEADS:
+            seen = item if item.kind == "mention" else None
+    for reading in readings:
+        if reading.tokens in verdicts:
+            cue, by = verdicts[reading.tokens]
+            if reading.p > cue.p:
+                reading.p, reading.cue, reading.cue_tokens = cue.p, cue.id, (by.i, by.j)
+
+
+def _weakest(hedges: list[Item]) -> tuple[Item, float]:
+    """The hedge that decides, and its p; "unlikely, but not excluded" lies between the two."""
+    by = min(hedges, key=_p)
+    if by.cue is not None and by.cue.category == "unlikely":
+        for other in hedges:
+            if other.cue is not None and other.cue.category == "cannot-exclude":
+                return by, (_p(by) + _p(other)) / 2
+    return by, _p(by)
 
 
 def _p(item: Item) -> float:

@@ -35,12 +35,20 @@ def split(text: str, start: int = 0, end: int | None = None) -> list[tuple[int, 
     for match in _BOUNDARY.finditer(text, start, end):
         if match.group()[0] == "." and _is_abbreviation(text, begin, match.start()):
             continue
-        if match.group() == "?" and not text[begin : match.start()].strip():
-            continue  # "? small effusion"
+        if match.group() == "?" and _is_query(text, begin, match.start()):
+            continue
         _add(spans, text, begin, match.end())
         begin = match.end()
     _add(spans, text, begin, end)
     return spans
+
+
+def _is_query(text: str, begin: int, mark: int) -> bool:
+    """Whether the question mark at ``mark`` opens what follows: "? small effusion", "opacity, ? pneumonia"."""
+    if not text[begin:mark].strip():
+        return True
+    following = text[mark + 1 : mark + 3].lstrip(" ")
+    return text[mark - 1] in " ,(:/-" and (following[:1].islower() or following == text[mark + 1 : mark + 3])
 
 
 def _is_abbreviation(text: str, begin: int, dot: int) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 from clu import parameter_overview
 from jax.sharding import Mesh
 
+from repgls_jax.data.meter import Meter
 from repgls_jax.train import checkpoint, sharding
 from repgls_jax.train import journal as journal_lib
 from repgls_jax.train.state import Params, TrainState, create, optimizer
@@ -31,6 +32,7 @@ class Task:
       validate: (parameters, mesh) -> scalars on validation data.
       best: the scalar of ``validate`` whose maximum marks the best checkpoint.
       meta: JSON stored with the weights.
+      meter: told where the time of the input goes; by ``batches``, if it knows, and by the loop.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Task:
     validate: Callable[[Params, Mesh], dict[str, float]]
     best: str
     meta: dict[str, Any]
+    meter: Meter = dataclasses.field(default_factory=Meter)
 
 
 class DivergedError(RuntimeError):
@@ -112,12 +115,14 @@ def _run(
         return state
     progress = journal_lib.Progress(log, task.name, start, config.steps, config.batch_size)
     pending: tuple[int, dict[str, jax.Array]] | None = None
-    waited, began = 0.0, time.monotonic()
+    meter, began = task.meter, time.monotonic()
     batches = task.batches(start)
     for step in range(start + 1, config.steps + 1):
-        asked = time.monotonic()
-        batch = sharding.put_batch(next(batches), mesh)
-        waited += time.monotonic() - asked
+        # The step before is still running, and the copy to the device goes on beside it.
+        with meter.measure("wait"):
+            made = next(batches)
+        with meter.measure("transfer"):
+            batch = sharding.put_batch(made, mesh)
         state, scalars = step_fn(state, batch)
         if pending is not None:
             progress.update(pending[0], _note(*pending, log))
@@ -136,8 +141,10 @@ def _run(
         step=config.steps,
         seconds=seconds,
         examples_per_second=done * config.batch_size / seconds,
-        data_wait_share=waited / seconds,
+        data_wait_share=meter.waited() / seconds,
+        input_seconds=dict(meter.seconds),
     )
+    log.say(f"  {task.name} {meter.summary(seconds)}")
     return state
 
 

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from repgls_jax import findings, losses, policies, rates
 from repgls_jax.data import augment, pipeline
 from repgls_jax.data import shards as shards_lib
+from repgls_jax.data.meter import Meter
 from repgls_jax.models import luvit
 from repgls_jax.results import metrics
 from repgls_jax.train import labels, loop, sharding
@@ -146,8 +147,10 @@ def run(
     # Only what the policy reads is joined with the images.
     needed = ("state", "p", "observed", "rate", *policies.POLICIES[policy.name].needs)
     joined = {name: values for name, values in columns["train"].items() if name in needed}
+    meter = Meter()
     task = loop.Task(
         name="luvit",
+        meter=meter,
         init=lambda key: model.init(key, jnp.zeros((1, side, side, 1), jnp.uint8))["params"],
         loss=make_loss(model, policy, train.steps, config.model.uncertainty_weight),
         batches=lambda start: pipeline.train_batches(
@@ -160,6 +163,7 @@ def run(
             host_index=jax.process_index(),
             host_count=jax.process_count(),
             augment=augment.Augment() if train.augment else None,
+            meter=meter,
         ),
         validate=validate,
         best="mean_auroc",
