@@ -50,7 +50,7 @@ _SEND = flags.DEFINE_bool(
 
 def _settings() -> Any:
     given = {
-        "override": _OVERRIDE.value and pathlib.Path(_OVERRIDE.value),
+        "lexicon_override": _OVERRIDE.value and pathlib.Path(_OVERRIDE.value),
         "model": _MODEL.value,
         "certainty": _CERTAINTY.value,
         "batch_size": _BATCH.value,
@@ -65,6 +65,8 @@ def main(argv: list[str]) -> None:
     """Runs the extraction and prints the counts."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; every option is a flag")
+    if not _REPORTS.value or not _OUTPUT.value:
+        raise app.UsageError("--reports or --output is empty; name a file")
     try:
         counts = extract_lib.extract(
             pathlib.Path(_REPORTS.value),

@@ -205,7 +205,7 @@ def test_a_real_process_with_workers_leaves_parts_and_no_process(reference, tmp_
     (tmp_path / "main.py").write_text(textwrap.dedent(script))
     folder = tmp_path / "k" / "o.parts"
     with subprocess.Popen([sys.executable, tmp_path / "main.py"], stderr=subprocess.PIPE, text=True) as process:
-        until(lambda: len(list(folder.glob("*.parquet"))) >= 2)
+        until(lambda: len(list(folder.glob("*/*.parquet"))) >= 2)
         process.send_signal(end)
         assert process.wait(60) == (130 if end == signal.SIGINT else -signal.SIGKILL)
         assert process.stderr is not None
@@ -214,7 +214,7 @@ def test_a_real_process_with_workers_leaves_parts_and_no_process(reference, tmp_
     started = pids(log)
     assert len(started) == 2
     until(lambda: not any(map(alive, started)))
-    done = {path.name for path in folder.glob("*.parquet")}
+    done = {path.name for path in folder.glob("*/*.parquet")}
     assert 2 <= len(done) < 5
     log.unlink()
     lines: list[str] = []
@@ -255,29 +255,32 @@ def interrupted(path: pathlib.Path, output: pathlib.Path, **settings) -> None:
         run(path, output, **settings)
 
 
-def test_parts_of_another_run_are_thrown_away_and_it_says_so(reference, tmp_path):
+def only(folder: pathlib.Path) -> pathlib.Path:
+    """The folder of the one run that has left parts."""
+    (path,) = folder.iterdir()
+    return path
+
+
+def test_parts_of_other_runs_are_left_alone_and_it_says_so(reference, tmp_path):
     path, files, _ = reference
     log = tmp_path / "log"
-    for change, name in ({"version": "0"}, "version"), ({"chunk": 2}, "chunk"):
-        (tmp_path / name).mkdir()
-        interrupted(path, tmp_path / name / "o", **change)
-        lines: list[str] = []
-        run(path, tmp_path / name / "o", lines.append, log=str(log))
-        assert "starting anew" in lines[0]
-        assert lines[0].endswith(f"differs in {name}")
-        assert len(read_by(log)) == 14
-        assert same(tmp_path / name, files)
-        log.unlink()
-
-
-@pytest.mark.parametrize("record", [b"", b"{", b"[]", b'{"form": 99}'])
-def test_a_record_that_is_damaged_starts_anew(reference, tmp_path, record):
-    path, files, _ = reference
-    (tmp_path / "x").mkdir()
-    interrupted(path, tmp_path / "x" / "o")
-    (tmp_path / "x" / "o.parts" / "run.json").write_bytes(record)
-    run(path, tmp_path / "x" / "o")
-    assert same(tmp_path / "x", files)
+    (tmp_path / "a").mkdir()
+    output = tmp_path / "a" / "o"
+    interrupted(path, output, version="0")
+    interrupted(path, output, chunk=2)
+    kept = {file: file.read_bytes() for file in output.with_name("o.parts").glob("*/*")}
+    lines: list[str] = []
+    run(path, output, lines.append, log=str(log))
+    assert "parts of 2 unfinished runs with other settings; left alone" in lines[0]
+    assert len(read_by(log)) == 14
+    assert {file: file.read_bytes() for file in output.with_name("o.parts").glob("*/*")} == kept
+    log.unlink()
+    for settings in ({"version": "0"}, {"chunk": 2}):  # each goes on from its own parts, and the last one tidies up
+        run(path, output, log=str(log), **settings)
+        assert not log.exists()
+    assert not output.with_name("o.parts").exists()
+    run(path, output)
+    assert same(tmp_path / "a", files)
 
 
 def test_only_parts_whose_reports_changed_or_that_are_damaged_are_read_again(reference, tmp_path):
@@ -287,8 +290,9 @@ def test_only_parts_whose_reports_changed_or_that_are_damaged_are_read_again(ref
     interrupted(path, folder / "o")
     texts = [*TEXTS]
     texts[4] += "y"  # chunk 1
-    (folder / "o.parts" / "00003.parquet").write_bytes(b"PAR1 cut")
-    (folder / "o.parts" / "00004.parquet").rename(folder / "o.parts" / "00000.parquet")
+    left_there = only(folder / "o.parts")
+    (left_there / "00003.parquet").write_bytes(b"PAR1 cut")
+    (left_there / "00004.parquet").rename(left_there / "00000.parquet")
     run(write_csv(path, texts), folder / "o", log=str(log))
     assert read_by(log) == [f"s{i}" for i in (0, 1, 2, 3, 4, 5, 9, 10, 11, 12, 13)]
     run(path, tmp_path / "fresh")
@@ -310,7 +314,7 @@ def test_a_worker_that_dies_is_an_error_that_leaves_the_parts(reference, tmp_pat
     (tmp_path / "w").mkdir()
     with pytest.raises(ChildProcessError, match="same command goes on"):
         run(path, tmp_path / "w" / "o", workers=2, dies_at="s13")
-    assert (tmp_path / "w" / "o.parts" / "run.json").exists()
+    assert (only(tmp_path / "w" / "o.parts") / "run.json").exists()
     assert run(path, tmp_path / "w" / "o") == counts
     assert same(tmp_path / "w", files)
 
@@ -397,6 +401,6 @@ def test_the_rate_and_the_time_left_are_of_what_this_run_reads(monkeypatch):
 def test_the_record_says_what_read_the_reports(tmp_path):
     path = write_csv(tmp_path / "r.csv", TEXTS)
     interrupted(path, tmp_path / "o")
-    record = json.loads((tmp_path / "o.parts" / "run.json").read_text())
+    record = json.loads((only(tmp_path / "o.parts") / "run.json").read_text())
     assert (record["labeller"], record["version"], record["prompt_hash"], record["chunk"]) == ("fake", "1", "f00d", 3)
     assert record["vocabulary"]["findings"] == list(findings_lib.NIH.findings)

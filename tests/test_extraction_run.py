@@ -161,7 +161,7 @@ def test_a_flag_of_another_backend_is_refused_by_the_script(tmp_path):
     assert done.returncode == 1
     assert done.stderr.decode().splitlines() == [
         "extract_uncertainty: backend lexicon: model is not a setting of it; "
-        "send_reports_off_this_machine is not a setting of it; it takes override"
+        "send_reports_off_this_machine is not a setting of it; it takes lexicon_override"
     ]
     assert not (tmp_path / "o").exists()
 

@@ -322,3 +322,10 @@ def test_batches_hold_fewer_reports_where_these_are_long(monkeypatch):
     sizes = [len(batch) for batch in source.in_batches(iter(reports), 4)]
     assert sizes == [3, 4]
     assert [r for batch in source.in_batches(iter(reports), 4) for r in batch] == reports
+
+
+def test_ids_are_joined_without_the_blanks_around_them(tmp_path):
+    (tmp_path / "r.csv").write_text("study_id,findings\n s1,No mass.\ns1 ,Mass.\ns2,Mass.\n")
+    reader = source.Source(tmp_path / "r.csv")
+    assert [report["study_id"] for report in reader.reports()] == ["s1", "s2"]
+    assert [reason for _, reason in reader.quarantine] == ["study_id stands more than once; the first is kept"]

@@ -69,10 +69,11 @@ class LexiconSettings:
     """Settings of the lexicon backend.
 
     Attributes:
-      override: a table of cues calibrated on a site's own labels (see :mod:`repgls_jax.evidence.calibrate`), or None.
+      lexicon_override: a table of cues calibrated on a site's own labels, or None; see
+        :mod:`repgls_jax.evidence.calibrate`.
     """
 
-    override: pathlib.Path | None = None
+    lexicon_override: pathlib.Path | None = None
 
 
 class LexiconBackend:
@@ -84,7 +85,8 @@ class LexiconBackend:
 
     def __init__(self, vocabulary: findings_lib.Vocabulary, settings: LexiconSettings) -> None:
         lexicon = lexicon_lib.load()
-        override = None if settings.override is None else override_lib.load(settings.override, lexicon)
+        path = settings.lexicon_override
+        override = None if path is None else override_lib.load(path, lexicon)
         self._engine = engine_lib.Engine(vocabulary, lexicon, override)
         self.version = self._engine.version
 

@@ -1,8 +1,9 @@
 """The parts of an unfinished run: what a kill leaves, and the same command goes on from.
 
-``<output>.parts/00000.parquet`` ... hold the evidence of one chunk of consecutive reports each, ``run.json`` beside
-them says what read the reports. A part is complete or absent, and names the reports that it was read from, so that it
-is used again for those and no others. :func:`join` makes the side-car of them.
+``<output>.parts/<run>/00000.parquet`` ... hold the evidence of one chunk of consecutive reports each, ``run.json``
+beside them says what read the reports, and the folder's name is its digest: a run with other settings has a folder of
+its own, so that one wrong flag costs nothing. A part is complete or absent, and names the reports that it was read
+from, so that it is used again for those and no others. :meth:`Folder.join` makes the side-car of them.
 """
 
 import contextlib
@@ -66,7 +67,7 @@ class Folder:
     """The folder of one run's parts.
 
     Attributes:
-      path: ``<output>.parts``.
+      path: ``<output>.parts/<run>``.
     """
 
     def __init__(
@@ -76,33 +77,25 @@ class Folder:
         identity: dict[str, Any],
         say: Callable[[str], None],
     ) -> None:
-        """Opens the folder, emptied unless its parts are of the same run.
+        """Opens the folder, with the parts that the same run has left there.
 
         Args:
           output: the side-car to be.
           vocabulary: findings of the parts.
-          identity: what reads the reports, as JSON values; parts made under another are thrown away.
-          say: told when that happens.
+          identity: what reads the reports, as JSON values.
+          say: told when runs of another identity have left parts.
         """
-        self.path = output.with_name(output.name + ".parts")
         self._output = output
         self._schema = sidecars.with_vocabulary(sidecars.EVIDENCE, vocabulary)
-        ours = {
-            "form": _FORM,
-            **identity,
-            "vocabulary": {"name": vocabulary.name, "version": vocabulary.version, "findings": [*vocabulary.findings]},
-        }
-        record = self.path / "run.json"
-        theirs = _json(record)
-        if theirs != ours:
-            if self.path.exists():
-                differing = [name for name in ours if not isinstance(theirs, dict) or theirs.get(name) != ours[name]]
-                say(f"extract: starting anew; {self.path} is of another run, which differs in {', '.join(differing)}")
-                shutil.rmtree(self.path)
-            self.path.mkdir(parents=True)
-            partial = record.with_name("run.json.partial")
-            partial.write_text(json.dumps(ours, indent=1))
-            partial.replace(record)
+        named = {"name": vocabulary.name, "version": vocabulary.version, "findings": [*vocabulary.findings]}
+        record = json.dumps({"form": _FORM, **identity, "vocabulary": named}, indent=1)
+        self._parent = output.with_name(output.name + ".parts")
+        self.path = self._parent / hashlib.sha256(record.encode()).hexdigest()[:16]
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "run.json").write_text(record)
+        others = sum(path != self.path for path in self._parent.iterdir())
+        if others:
+            say(f"extract: {self._parent} holds parts of {others} unfinished runs with other settings; left alone")
 
     def file(self, number: int) -> pathlib.Path:
         """Where part ``number`` stands."""
@@ -136,8 +129,10 @@ class Folder:
             partial.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Removes the parts; those that a kill leaves are complete, and used again."""
+        """Removes this run's parts; those that a kill leaves are complete, and used again."""
         shutil.rmtree(self.path)
+        with contextlib.suppress(OSError):  # parts of other runs stand there
+            self._parent.rmdir()
 
 
 def write(
@@ -156,11 +151,3 @@ def write(
     partial = path.with_name(path.name + ".partial")
     pq.write_table(pa.table(dict(columns), schema=schema.with_metadata(metadata)), partial)
     partial.replace(path)
-
-
-def _json(path: pathlib.Path) -> Any:
-    """What the file holds, None if it is not there or was cut off."""
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return None

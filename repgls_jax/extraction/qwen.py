@@ -86,7 +86,8 @@ class QwenBackend:
         self._tokens_p = settings.certainty == "tokens"
         self.batch_size = settings.batch_size
         model, tokenizer = decode_lib.load(settings.model)
-        self.version = f"{revision(settings.model, model.config)}+{settings.certainty}+{__version__}"
+        precision = str(model.dtype).removeprefix("torch.")  # a run begun on a GPU is not continued on a CPU
+        self.version = f"{revision(settings.model, model.config)}+{precision}.{settings.certainty}+{__version__}"
         self.prompt_hash = prompt.prompt_hash(vocabulary)
         self._words = Words(tokenizer)
         head, self._tail = self._words.frame(prompt.opening(vocabulary))

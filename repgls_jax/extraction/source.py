@@ -74,6 +74,8 @@ class Source:
         seen: set[int] = set()  # hashes, to keep memory small; two ids share one with odds of 1e-9 in 250,000
         for where, row, fraction in self._rows():
             self.fraction = fraction
+            if not isinstance(row, Fault):
+                row = {**row, "study_id": row["study_id"].strip()}  # as tables of labels and images are joined by it
             reason = row.reason if isinstance(row, Fault) else _fault(row, seen)
             if reason:
                 self.quarantine.append((where, reason))

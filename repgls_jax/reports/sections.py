@@ -122,6 +122,15 @@ _HEADING = re.compile(
 # In capitals also inside running text.
 _INLINE = re.compile(r"(?<=\s)(FINDINGS|IMPRESSION|CONCLUSION|INDICATION|HISTORY|COMPARISON|TECHNIQUE)()[ \t]*:")
 _BLANK = re.compile(r"\n[ \t]*\n")
+# What is said under these is one sentence; without another heading the description follows ("Comparison: none. The
+# heart is enlarged.").
+_BRIEF = frozenset(
+    (
+        "technique", "procedure", "exam", "examination", "study", "views", "comparison", "comparisons",
+        "comparison study", "priors",
+    )
+)  # fmt: skip
+_END = re.compile(r"\.(?=\s)|\n(?=\s*[A-Z])")
 
 
 def split(text: str, default: str) -> list[tuple[str, int, int]]:
@@ -133,21 +142,25 @@ def split(text: str, default: str) -> list[tuple[str, int, int]]:
 
     Returns:
       Spans of sections that count; ignored ones are left out. A paragraph after an ignored section that has no
-      heading of its own counts as "other": free-style reports put the description there.
+      heading of its own counts as "other": free-style reports put the description there. So does what follows the
+      first sentence of a comparison or technique that no heading follows.
     """
     if ":" not in text and "\n" not in text:
         return [(default, 0, len(text))]
     matches = [*_HEADING.finditer(text), *_INLINE.finditer(text)]
     named = [(m.start(), m.end(), " ".join((m.group(1) or m.group(2)).lower().split())) for m in matches]
-    known = [(start, end, HEADINGS[name]) for start, end, name in named if name in HEADINGS]
-    known = sorted(known + [(start, start, "") for start, _, name in named if name in _ORGANS])
+    known = [(start, end, HEADINGS[name], name in _BRIEF) for start, end, name in named if name in HEADINGS]
+    known = sorted(known + [(start, start, "", False) for start, _, name in named if name in _ORGANS])
     spans: list[tuple[str, int, int]] = []
-    section, begin = default, 0
-    for start, end, following in [*known, (len(text), len(text), OTHER)]:
+    section, begin, brief = default, 0, False
+    for start, end, following, short in [*known, (len(text), len(text), OTHER, False)]:
         if start < begin or (not following and section != IGNORED):
             continue
+        if brief and start == len(text) and not _BLANK.search(text.rstrip(), begin):
+            stop = _END.search(text, begin)
+            section, begin = (default, stop.end()) if stop else (IGNORED, begin)
         _add(spans, section, text, begin, start)
-        section, begin = following or FINDINGS, end
+        section, begin, brief = following or FINDINGS, end, short
     return spans
 
 
