@@ -279,6 +279,14 @@ def test_an_image_of_another_length_is_refused(built, monkeypatch):
         images.read([2])
 
 
+@pytest.mark.parametrize("record", [b"", b"\xff\xff", b"\x0a\x00"])
+def test_a_forged_record_is_refused(built, monkeypatch, record):
+    records = shards.Records(built, "train")
+    monkeypatch.setattr(type(records._stored), "__getitem__", lambda self, i: record)
+    with pytest.raises(shards.DamagedShardError, match="damaged at record 3"):
+        records[3]
+
+
 def test_the_meter_tells_where_the_time_goes(built):
     meter = Meter()
     take(built, 3, meter=meter, columns={"weight": np.ones(N)})

@@ -1,6 +1,7 @@
 """Data sets: from raw files to image shards (TFDS, ArrayRecord) and from shards to batches.
 
   source     what a data set offers        phantom, table   the data sets
+  films      reading a film                official, cells  the tables of data sets
   features   the shape of an example       builder, build   writing shards, reports and manifest
   ledger     what is known of each shard   parallel, beam   processes, or other machines, that write them
   shards     reading them                  pipeline, mix    batches of one data set, or of several

@@ -22,13 +22,12 @@ MAX_COLUMNS = 4096
 MAX_HEADER_BYTES = 2**20
 _BLOCK_BYTES = 32 * 2**20  # a row must fit in one block
 _END = "\0"  # the cells of the last row
-_SHOWN = 30
-_SHOWN_CHARACTERS = 40  # of a column's name, which in a table without a header could be any text
+_SHOWN_CHARACTERS = 40  # without a header, or with a column mapped by mistake, a name or an id could be any text
 
 
-def names(columns: Sequence[str]) -> str:
-    """Names of columns for a message: the first ones, and not all of a long one."""
-    return ", ".join(name[:_SHOWN_CHARACTERS] for name in columns[:_SHOWN]) + ", ..." * (len(columns) > _SHOWN)
+def names(items: Sequence[str], most: int = 30) -> str:
+    """Names or ids for a message: the first ones, and not all of a long one."""
+    return ", ".join(item[:_SHOWN_CHARACTERS] for item in items[:most]) + ", ..." * (len(items) > most)
 
 
 def read(path: pathlib.Path, choose: Callable[[list[str]], list[str]], max_bytes: int) -> pa.Table:

@@ -2,7 +2,6 @@
 
 import gzip
 import http.client
-import io
 import pathlib
 import re
 import shutil
@@ -14,6 +13,8 @@ import zlib
 
 import tqdm
 
+from repgls_jax.extraction import archives
+
 _CHUNK = 2**20
 _SECONDS = 60  # without a byte
 _MAX_ARCHIVE_BYTES = 64 * 2**30
@@ -21,7 +22,6 @@ _MAX_FILM_BYTES = 64 * 2**20
 _MAX_FILMS = 100_000
 _MAX_RATIO = 20  # bytes out per byte in; films are compressed already
 _FLOOR = 64 * 2**20  # bytes that an archive may give whatever its ratio
-_MAX_HEADERS = 2**20  # bytes before a member, which are read at once
 
 
 def fetch(url: str, path: pathlib.Path, max_bytes: int = _MAX_ARCHIVE_BYTES) -> None:
@@ -115,11 +115,11 @@ def _extract(archive: pathlib.Path, partial: pathlib.Path, name: re.Pattern[str]
     # gzip rather than tarfile's own "r|gz", which does not look at the checksum.
     with (
         gzip.open(archive) as unzipped,
-        _Headed(unzipped) as headed,
+        archives.Headed(unzipped) as headed,
         tarfile.open(fileobj=headed, mode="r|") as members,
     ):
         for member in members:
-            headed.until = headed.at + member.size + _MAX_HEADERS
+            headed.member(member)
             left -= member.size  # of those passed over too: they are unpacked all the same
             if left < 0:
                 raise ValueError(f"{archive} unpacks to more than {_MAX_RATIO} times its size; films do not")
@@ -139,24 +139,3 @@ def _extract(archive: pathlib.Path, partial: pathlib.Path, name: re.Pattern[str]
             if left < 0:
                 raise ValueError(f"{archive} unpacks to more than {_MAX_RATIO} times its size; films do not")
     return count
-
-
-class _Headed(io.RawIOBase):
-    """A stream that ends in an error at a mark, which moves on with the members: tarfile reads headers of any size."""
-
-    def __init__(self, stream: gzip.GzipFile):
-        """Starts before the first member."""
-        super().__init__()
-        self._stream, self.at, self.until = stream, 0, _MAX_HEADERS
-
-    def read(self, size: int = -1, /) -> bytes:
-        """The next bytes.
-
-        Raises:
-          tarfile.ReadError: they are beyond the mark.
-        """
-        data = self._stream.read(size)
-        self.at += len(data)
-        if self.at > self.until:
-            raise tarfile.ReadError
-        return data

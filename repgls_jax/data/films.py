@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from repgls_jax import findings as findings_lib
-from repgls_jax.data import images
+from repgls_jax.data import cells, images
 from repgls_jax.data.source import SPLITS, TEXT_FIELDS, Quarantined, Record
 
 # Names that stand for several views, by the names that data sets give them.
@@ -30,6 +30,7 @@ ALL_VIEWS = "all"
 Boxes = list[tuple[str, float, float, float, float]]
 
 _SHOWN = 5
+_MOST_VIEWS = 30  # that are counted by name; MIMIC-CXR has 16
 _SHOWN_CHARACTERS = 20  # of a view, which could be any text
 
 
@@ -149,7 +150,7 @@ class FilmSource:
         _disjoint(index)
         kept = _of_views(index["view"], chosen)
         reasons = Counter(left_out) + _count(
-            "view {}", [view[:_SHOWN_CHARACTERS] or "unknown" for view in _without(index["view"], kept)]
+            [view[:_SHOWN_CHARACTERS] or "unknown" for view in _without(index["view"], kept)]
         )
         paths = index["path"].filter(pa.array(kept)).to_pylist()
         present, stamp = look(root, paths)
@@ -233,8 +234,10 @@ def _without(values: pa.ChunkedArray, kept: np.ndarray) -> list[str]:
     return values.filter(pa.array(~kept)).to_pylist()
 
 
-def _count(template: str, values: Sequence[str]) -> Counter[str]:
-    return Counter({template.format(value): n for value, n in Counter(values).items()})
+def _count(views: Sequence[str]) -> Counter[str]:
+    common = Counter(views).most_common(_MOST_VIEWS)
+    others = len(views) - sum(n for _, n in common)
+    return Counter({f"view {view}": n for view, n in common}) + Counter({"views that are rarer": others})
 
 
 def _disjoint(index: pa.Table) -> None:
@@ -243,7 +246,7 @@ def _disjoint(index: pa.Table) -> None:
     counts = pc.value_counts(pairs["patient"])
     shared = counts.field("values").filter(pc.greater(counts.field("counts"), 1)).to_pylist()
     if shared:
-        names = ", ".join(sorted(shared)[:_SHOWN]) + ", ..." * (len(shared) > _SHOWN)
+        names = cells.names(sorted(shared), _SHOWN)
         raise ValueError(f"{len(shared)} patients are in more than one split: {names}; correct the tables")
 
 

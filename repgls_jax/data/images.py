@@ -4,6 +4,7 @@ Whatever the file, its film is a picture in [0, 1] before it is resized, and bec
 """
 
 import io
+import os
 import pathlib
 import struct
 import threading
@@ -76,13 +77,14 @@ def load(path: pathlib.Path, max_megapixels: float) -> Image.Image:
       UnusableImageError: too large, damaged, or not a PNG, JPEG or DICOM film.
     """
     try:
-        # In memory at once: asked for what a damaged file claims to hold, an open file allocates that first.
         with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_FILE_BYTES:
+                raise UnusableImageError(f"the file has {size} bytes; the limit is {MAX_FILE_BYTES}")
+            # In memory at once: asked for what a damaged file claims to hold, an open file allocates that first.
+            content = file.read(size)
     except OSError as error:
         raise UnusableImageError(f"the file cannot be read ({error.strerror})") from None
-    if len(content) > MAX_FILE_BYTES:
-        raise UnusableImageError(f"the file has more than {MAX_FILE_BYTES} bytes")
     return (_dicom if content[128:132] == b"DICM" else _picture)(content, max_megapixels)
 
 
@@ -101,7 +103,7 @@ def _picture(content: bytes, max_megapixels: float) -> Image.Image:
     too_large = f"the header claims more than {max_megapixels:g} megapixels"
     try:
         with _OPENING, warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own, smaller limit follows
+            warnings.simplefilter("ignore")  # of odd metadata, which nobody reads, and of our own limit's larger sister
             image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
         with image:
             if image.width * image.height > max_megapixels * 1e6:

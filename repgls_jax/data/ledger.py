@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from repgls_jax.data.source import TEXT_FIELDS, Quarantined, Record
 
 _ABOUT = b"repgls_shard"
+_SHOWN = 80  # characters of an id in a message
 _DIGEST = hashlib.sha256().digest_size
 _BOX = [("finding", pa.string()), *((name, pa.float32()) for name in ("x0", "y0", "x1", "y1"))]
 _IDS = ("image_id", "patient_id", "study_id")
@@ -197,14 +198,16 @@ class Total:
     def _image(self, split: str, entry: dict[str, Any], counts: Counter[str]) -> None:
         image_id, patient_id = entry["image_id"], entry["patient_id"]
         if image_id in self._images:
-            raise ValueError(f"image id {image_id!r} is used twice; ids must be unique over all splits")
+            raise ValueError(f"image id {image_id[:_SHOWN]!r} is used twice; ids must be unique over all splits")
         self._images.add(image_id)
         other = self._split_of.get(patient_id)
         if other is None:
             self._split_of[patient_id] = split
             counts["patients"] += 1
         elif other != split:
-            raise ValueError(f"patient {patient_id!r} is in {other!r} and in {split!r}; splits must share no patient")
+            raise ValueError(
+                f"patient {patient_id[:_SHOWN]!r} is in {other!r} and in {split!r}; splits must share no patient"
+            )
         counts["images"] += 1
 
     def summary(self) -> dict[str, Any]:

@@ -81,20 +81,11 @@ class MimicSource(FilmSource):
         """
         root = pathlib.Path(source)
         vocabulary = findings_lib.vocabulary(findings)
-        wrong = [name for name in (labels, test_labels or labels) if name not in LABELS]
-        if wrong or images not in ("auto", "jpg", "dcm"):
-            raise ValueError(
-                f"labels are {labels!r}, test_labels {test_labels!r}, images {images!r}; expected labels from "
-                f"{', '.join(LABELS)}, and images auto, jpg or dcm"
-            )
+        _check(images, labels, test_labels)
         used = {METADATA: official.require(root, METADATA), SPLIT: official.require(root, SPLIT)}
         index, left_out = _index(used[METADATA], used[SPLIT])
-        states = np.full((index.num_rows, len(vocabulary)), findings_lib.NOT_MENTIONED, np.int8)
-        in_test = pc.equal(index["split"], "test").to_numpy()
-        for name, rows in ((labels, ~in_test), (test_labels or labels, in_test)):
-            if LABELS[name]:
-                path = used[name] = official.require(root, LABELS[name], advice="or take other labels=")
-                states[rows] = _labels(path, index["study"].filter(pa.array(rows)), vocabulary)
+        states, tables = _states(root, index, labels, test_labels or labels, vocabulary)
+        used |= tables
         patients = official.find(root, PATIENTS)
         if patients:
             used[PATIENTS] = patients
@@ -109,7 +100,7 @@ class MimicSource(FilmSource):
             views=views,
             left_out=left_out,
             parameters={
-                "tables_sha256": official.digest(list(dict.fromkeys(used.values()))),
+                "tables_sha256": official.digest(list(used.values())),
                 "images": suffix[1:],
                 "labels": labels,
                 "test_labels": test_labels or labels,
@@ -124,6 +115,14 @@ class MimicSource(FilmSource):
             return {"report": self._reports.read(film["patient"], film["study"])}
         except ValueError as error:
             raise UnusableReportError(f"the report: {error}") from None
+
+
+def _check(images: str, *labels: str) -> None:
+    if images not in ("auto", "jpg", "dcm") or any(name not in LABELS for name in labels if name):
+        raise ValueError(
+            f"labels and test_labels are {labels}, images {images!r}; expected labels from {', '.join(LABELS)}, and "
+            "images auto, jpg or dcm"
+        )
 
 
 def _set(table: pa.Table, name: str, values: Any) -> pa.Table:
@@ -166,6 +165,20 @@ def _index(metadata: pathlib.Path, split: pathlib.Path) -> tuple[pa.Table, dict[
     return pa.table(index), {"no split": total - n}
 
 
+def _states(
+    root: pathlib.Path, index: pa.Table, labels: str, test_labels: str, vocabulary: findings_lib.Vocabulary
+) -> tuple[np.ndarray, dict[str, pathlib.Path]]:
+    """int8 [n, c] labels of the films, and the tables that they are from."""
+    states = np.full((index.num_rows, len(vocabulary)), findings_lib.NOT_MENTIONED, np.int8)
+    used = {}
+    in_test = pc.equal(index["split"], "test").to_numpy()
+    for name, rows in ((labels, ~in_test), (test_labels, in_test)):
+        if LABELS[name]:
+            path = used[name] = official.require(root, LABELS[name], advice="or take other labels=")
+            states[rows] = _labels(path, index["study"].filter(pa.array(rows)), vocabulary)
+    return states, used
+
+
 def _labels(path: pathlib.Path, studies: pa.ChunkedArray, vocabulary: findings_lib.Vocabulary) -> np.ndarray:
     """int8 [studies, c]; -2 throughout for a study that the table does not have."""
     table = official.read(path, ("study_id",), official.names_finding(vocabulary))
@@ -174,9 +187,8 @@ def _labels(path: pathlib.Path, studies: pa.ChunkedArray, vocabulary: findings_l
     checks.done()
     nothing = np.full((1, len(vocabulary)), findings_lib.NOT_MENTIONED, np.int8)
     place = official.positions(studies, table["study_id"])
-    return np.concatenate([official.states(path, table, vocabulary), nothing])[
-        place
-    ]  # -1 is the last, which is nothing
+    known = np.concatenate([official.states(path, table, vocabulary), nothing])
+    return known[place]  # -1 is the last, which is nothing
 
 
 def _with_people(index: pa.Table, path: pathlib.Path) -> pa.Table:

@@ -74,29 +74,11 @@ class NihSource(FilmSource):
         table = _table(path)
         split, listed = _splits(lists, table["Image Index"])
         lies = _lies(root)
-        names = table["Image Index"].to_pylist()
-        patients = np.array(table["Patient ID"].to_pylist())
-        given = dict(zip(patients[split != ""].tolist(), split[split != ""].tolist(), strict=True))
-        chosen = splits.with_valid(given, fractions, seed)
-        stems = [name.removesuffix(".png") for name in names]
-        index = pa.table(
-            {
-                "path": [lies.get(name, f"images/{name}") for name in names],
-                "image_id": stems,
-                "patient": patients,
-                "study": stems,
-                "view": table["View Position"],
-                "sex": [rows.sex(value) for value in table["Patient Gender"].to_pylist()],
-                "age": pa.array([rows.age(value) for value in table["Patient Age"].to_pylist()], pa.int16()),
-                # Both halves of a patient who is in two lists keep theirs, to be refused.
-                "split": [s and (chosen[p] if s == given[p] else s) for s, p in zip(split, patients, strict=True)],
-            }
-        )
+        index = _index(table, split, lies, fractions, seed)
         has_split = split != ""
         boxes = official.find(root, BOXES)
-        known = set(vocabulary.findings)
         self._boxes = {
-            image_id: [box for box in drawn if box[0] in known]
+            image_id: [box for box in drawn if box[0] in vocabulary.findings]
             for image_id, drawn in (_boxes(boxes) if boxes else {}).items()
         }
         used = [path, *lists.values(), *([boxes] if boxes else [])]
@@ -108,8 +90,8 @@ class NihSource(FilmSource):
             left_out={
                 "in no list": int((~has_split).sum()),
                 "listed, but not in the table": listed - int(has_split.sum()),
-                "file without a row": len(set(lies) - set(names)),
-                "boxes of a film without a row": len(set(self._boxes) - set(stems)),
+                "file without a row": len(set(lies) - set(table["Image Index"].to_pylist())),
+                "boxes of a film without a row": len(set(self._boxes) - set(index["image_id"].to_pylist())),
             },
             parameters={
                 "tables_sha256": official.digest(used),
@@ -154,6 +136,27 @@ def _splits(lists: dict[str, pathlib.Path], names: pa.ChunkedArray) -> tuple[np.
         seen.update(listed)
         found[official.positions(names, pa.array(listed)) >= 0] = split
     return found, len(seen)
+
+
+def _index(table: pa.Table, split: np.ndarray, lies: dict[str, str], fractions: Sequence[float], seed: int) -> pa.Table:
+    names = table["Image Index"].to_pylist()
+    patients = np.array(table["Patient ID"].to_pylist())
+    given = dict(zip(patients[split != ""].tolist(), split[split != ""].tolist(), strict=True))
+    chosen = splits.with_valid(given, fractions, seed)
+    stems = [name.removesuffix(".png") for name in names]
+    return pa.table(
+        {
+            "path": [lies.get(name, f"images/{name}") for name in names],
+            "image_id": stems,
+            "patient": patients,
+            "study": stems,
+            "view": table["View Position"],
+            "sex": [rows.sex(value) for value in table["Patient Gender"].to_pylist()],
+            "age": pa.array([rows.age(value) for value in table["Patient Age"].to_pylist()], pa.int16()),
+            # Both halves of a patient who is in two lists keep theirs, to be refused.
+            "split": [s and (chosen[p] if s == given[p] else s) for s, p in zip(split, patients, strict=True)],
+        }
+    )
 
 
 def _lies(root: pathlib.Path) -> dict[str, str]:

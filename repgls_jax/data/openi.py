@@ -89,38 +89,21 @@ class OpeniSource(FilmSource):
         root = pathlib.Path(source)
         vocabulary = findings_lib.vocabulary(findings)
         if download:
-            root.mkdir(parents=True, exist_ok=True)
-            for name, url in URLS.items():
-                if not any((root / other).exists() for other in PLACES[name]):
-                    download_lib.fetch(url, root / name)
+            _fetch(root)
         reports = next((root / name for name in PLACES[REPORTS] if (root / name).exists()), None)
         if reports is None:
             raise FileNotFoundError(f"{root} holds neither {REPORTS} nor ecgen-radiology/; --option=download=true")
         documents, left_out = _documents(reports)
-        lies = _lies(root)
         split_of = splits.by_hash([study for study, *_ in documents], fractions, seed)
         projections = official.find(root, PROJECTIONS)
-        if not projections and ALL_VIEWS not in view_names(views):
-            raise ValueError(
-                f"nothing says which films are {views}: put {PROJECTIONS} (uid, filename, projection) into {root}, "
-                f"or take views={ALL_VIEWS}"
-            )
-        view_of = _views(projections) if projections else {}
-        films = [
-            (lies[key], image_id, study, view_of.get(key, ""), split_of[study], row)
-            for row, (study, _, image_ids, _) in enumerate(documents)
-            for image_id in image_ids
-            if (key := _key(image_id)) in lies
-        ]
+        view_of = _views(root, projections, views)
+        films = _films(documents, _lies(root), view_of, split_of)
         left_out["film not there"] = sum(len(image_ids) for _, _, image_ids, _ in documents) - len(films)
         left_out["report without a film"] = len(documents) - len({study for _, _, study, *_ in films})
         self._texts = {study: texts for study, texts, _, _ in documents}
+        states = openi_codes.labels([codes for *_, codes in documents], vocabulary)
         super().__init__(
-            *(
-                root,
-                _index(films),
-                openi_codes.labels([codes for *_, codes in documents], vocabulary)[[f[-1] for f in films]],
-            ),
+            *(root, _index(films), states[[row for *_, row in films]]),
             vocabulary=vocabulary,
             form=Form(image_size, max_megapixels, fit),
             views=views,
@@ -137,6 +120,13 @@ class OpeniSource(FilmSource):
     def texts(self, film: dict[str, Any]) -> dict[str, str]:
         """Findings and impression."""
         return self._texts[film["study"]]
+
+
+def _fetch(root: pathlib.Path) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    for name, url in URLS.items():
+        if not any((root / other).exists() for other in PLACES[name]):
+            download_lib.fetch(url, root / name)
 
 
 def _documents(path: pathlib.Path) -> tuple[list[_Document], Counter[str]]:
@@ -190,7 +180,14 @@ def _lies(root: pathlib.Path) -> dict[_Key | None, str]:
     return {key: f"{folder.name}/{name}" for name in names if folder and (key := _key(name))}
 
 
-def _views(path: pathlib.Path) -> dict[_Key | None, str]:
+def _views(root: pathlib.Path, path: pathlib.Path | None, views: str | Sequence[str]) -> dict[_Key | None, str]:
+    if path is None:
+        if ALL_VIEWS in view_names(views):
+            return {}
+        raise ValueError(
+            f"nothing says which films are {views}: put {PROJECTIONS} (uid, filename, projection) into {root}, "
+            f"or take views={ALL_VIEWS}"
+        )
     table = official.read(path, ("uid", "filename", "projection"))
     checks = official.Checks(path, table)
     checks.matches("filename", _NAME.pattern, "a name such as 1_IM-0001-4001.dcm.png")
@@ -198,6 +195,20 @@ def _views(path: pathlib.Path) -> dict[_Key | None, str]:
     checks.done()
     rows = zip(table["filename"].to_pylist(), table["projection"].to_pylist(), strict=True)
     return {_key(name): projection.upper() for name, projection in rows}
+
+
+def _films(
+    documents: list[_Document],
+    lies: dict[_Key | None, str],
+    view_of: dict[_Key | None, str],
+    split_of: dict[str, str],
+) -> list[_Film]:
+    return [
+        (lies[key], image_id, study, view_of.get(key, ""), split_of[study], row)
+        for row, (study, _, image_ids, _) in enumerate(documents)
+        for image_id in image_ids
+        if (key := _key(image_id)) in lies
+    ]
 
 
 def _index(films: list[_Film]) -> pa.Table:

@@ -15,7 +15,6 @@ from repgls_jax.data.source import TEXT_FIELDS, UNKNOWN_AGE
 SUFFIXES = (".csv", ".parquet")
 MAX_TABLE_BYTES = 4 * 2**30
 _SHOWN = 5
-_SHOWN_CHARACTERS = 40
 _AGE = re.compile(r"(\d{1,4})(?:\.\d*)?\s*([YMWD]?)", re.IGNORECASE)
 _PER_YEAR = {"": 1.0, "Y": 1.0, "M": 12.0, "W": 52.1775, "D": 365.2425}
 _OLDEST = 120  # years; what is more is a slip of the pen, such as "411Y"
@@ -208,9 +207,7 @@ def _per_study(studies: list[str], values: list[str], what: str, names: Mapping[
 
 def _refuse(items: Collection[str], what: str, column: str) -> None:
     if items:
-        # An id of a column that was mapped by mistake may be anything, report text included.
-        some = ", ".join(item[:_SHOWN_CHARACTERS] for item in list(items)[:_SHOWN])
-        raise ValueError(f"{len(items)} {what} (column {column!r}): {some}{', ...' if len(items) > _SHOWN else ''}")
+        raise ValueError(f"{len(items)} {what} (column {column!r}): {cells.names(list(items), _SHOWN)}")
 
 
 def _text(table: pa.Table, name: str) -> list[str]:

@@ -132,8 +132,12 @@ class Records:
         Raises:
           DamagedShardError: the record is not as it was written.
         """
-        example = self._features.deserialize_example_np(self._stored[i])
-        return {k: v.decode() if isinstance(v, bytes) else v for k, v in example.items()}
+        raw = self._stored[i]
+        try:
+            example = self._features.deserialize_example_np(raw)
+            return {k: v.decode() if isinstance(v, bytes) else v for k, v in example.items()}
+        except (DecodeError, TypeError, KeyError, ValueError) as error:  # well framed, and yet no example of ours
+            raise self._stored.damaged(i, type(error).__name__) from None
 
 
 class Images:

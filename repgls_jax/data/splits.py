@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 
+from repgls_jax.data import cells
 from repgls_jax.data.source import SPLITS
 
 # Spelling, lower-cased -> name.
@@ -81,10 +82,9 @@ def from_column(patients: Sequence[str], values: Sequence[str], column: str) -> 
         if assigned.setdefault(patient, split) != split:
             shared.add(patient)
     if shared:
-        names = ", ".join(sorted(shared)[:_SHOWN])
         raise ValueError(
-            f"{len(shared)} patients are in more than one split of column {column!r}: {names}"
-            f"{', ...' if len(shared) > _SHOWN else ''}; correct the column, or switch it off with split="
+            f"{len(shared)} patients are in more than one split of column {column!r}: "
+            f"{cells.names(sorted(shared), _SHOWN)}; correct the column, or switch it off with split="
         )
     return assigned
 

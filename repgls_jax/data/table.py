@@ -1,6 +1,5 @@
 """A folder of images with a CSV or Parquet table as a source."""
 
-import hashlib
 import os
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
@@ -8,7 +7,7 @@ from typing import Any
 
 from repgls_jax import findings as findings_lib
 from repgls_jax.data import columns as columns_lib
-from repgls_jax.data import films, labels, rows, splits
+from repgls_jax.data import films, labels, official, rows, splits
 from repgls_jax.data.images import Fit
 from repgls_jax.data.source import SPLITS, TEXT_FIELDS, UNKNOWN_AGE, Quarantined, Record
 
@@ -69,28 +68,30 @@ class TableSource:
             split_of = splits.with_valid(given, fractions, seed)
         else:
             split_of = splits.by_hash(patients, fractions, seed)
-        belongs = [split_of[patient] for patient in patients]
-        self._of = {split: [i for i, s in enumerate(belongs) if s == split] for split in SPLITS}
+        self._of = {split: [i for i, p in enumerate(patients) if split_of[p] == split] for split in SPLITS}
         self._too_long = self._rows.studies_over(max_report_bytes)
         self._max_report_bytes = max_report_bytes
-        with path.open("rb") as file:
-            table_hash = hashlib.file_digest(file, "sha256").hexdigest()
-        self._parameters = {
+        self._parameters = self._facts(path, data.num_rows, used) | {
+            "splits": {"column": used.roles.get("split"), "seed": seed, "fractions": list(fractions)},
+            "ignore": sorted(ignore),
+            **self._form.parameters(),
+            "max_report_bytes": max_report_bytes,
+        }
+
+    def _facts(self, path: pathlib.Path, n: int, used: columns_lib.Columns) -> dict[str, Any]:
+        """What the parameters say of the files; ``n`` is the number of the table's rows."""
+        return {
             "table": path.name,
-            "table_sha256": table_hash,
-            "rows": data.num_rows,
+            "table_sha256": official.digest([path])[path.name],
+            "rows": n,
             "images_sha256": self._stamp(),
-            "duplicate_rows": data.num_rows - len(self._rows),
+            "duplicate_rows": n - len(self._rows),
             "columns": used.roles | used.labels,
             "unused_columns": list(used.unused),
             "unread": {
                 "sex": sum(bool(v) and not rows.sex(v) for v in self._rows.column("sex")),
                 "age": sum(bool(v) and rows.age(v) == UNKNOWN_AGE for v in self._rows.column("age")),
             },
-            "splits": {"column": used.roles.get("split"), "seed": seed, "fractions": list(fractions)},
-            "ignore": sorted(ignore),
-            **self._form.parameters(),
-            "max_report_bytes": max_report_bytes,
         }
 
     def _stamp(self) -> str:

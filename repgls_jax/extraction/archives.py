@@ -29,6 +29,7 @@ MAX_MEMBER = 4 * 2**20  # bytes of one report's file; MIMIC-CXR's longest has 11
 MAX_MEMBERS = 1_000_000  # MIMIC-CXR has 227,835 reports
 MAX_RATIO = 200  # bytes out per byte in; English text gives 3, the XML of Open-i 15
 _FLOOR = 64 * 2**20  # bytes that an archive may give whatever its ratio
+_MAX_HEADERS = 2**20  # bytes before a member of a tar file, which are read at once
 
 # What the readers of archives raise for mangled ones; a NotImplementedError is a version or compression of the future.
 _DAMAGE = (
@@ -244,8 +245,9 @@ def _read_tar(path: pathlib.Path, kind: _Kind) -> Iterator[_Member]:
     number = 0
     with path.open("rb") as raw, gzip.GzipFile(fileobj=raw) as unzipped:
         stream = io.BufferedReader(_Limited(unzipped, max(_FLOOR, MAX_RATIO * size), path))
-        with tarfile.open(fileobj=stream, mode="r|") as archive:
+        with tarfile.open(fileobj=(headed := Headed(stream)), mode="r|") as archive:
             for info in archive:
+                headed.member(info)
                 number += 1
                 if number > MAX_MEMBERS:
                     raise ValueError(f"{path} holds more than {MAX_MEMBERS} files")
@@ -277,6 +279,31 @@ class _Limited(io.RawIOBase):
             raise ValueError(f"{self._path} unpacks to more than {MAX_RATIO} times its size; reports do not")
         buffer[: len(data)] = data
         return len(data)
+
+
+class Headed(io.RawIOBase):
+    """A stream of a tar file that ends in an error at a mark, as tarfile reads headers of any size at once."""
+
+    def __init__(self, stream: io.BufferedIOBase) -> None:
+        """Starts before the first member."""
+        super().__init__()
+        self._stream, self._at, self._until = stream, 0, _MAX_HEADERS
+
+    def member(self, info: tarfile.TarInfo) -> None:
+        """Moves the mark: a member was met, and may be read."""
+        self._until = self._at + info.size + _MAX_HEADERS
+
+    def read(self, size: int = -1, /) -> bytes:
+        """The next bytes.
+
+        Raises:
+          tarfile.ReadError: they are beyond the mark.
+        """
+        data = self._stream.read(size)
+        self._at += len(data)
+        if self._at > self._until:
+            raise tarfile.ReadError
+        return data
 
 
 def _bounded(file: IO[bytes]) -> bytes | Fault:
