@@ -3,25 +3,28 @@
     python launch/train.py --config=configs/luvit.py                       # the phantom, on one machine
     python launch/train.py --config=configs/luvit.py:policy=expert,seed=1
     python launch/train.py --config=configs/luvit.py:data=table,source=DIR
+    python launch/train.py --config=configs/luvit.py:data=table,source=DIR,also=sets.json   # trained on more sets
 
 Arguments are listed in :data:`ARGUMENTS`; every field of the config can also be set by a flag, such as
 ``--config.train.learning_rate=3e-4``. Expected of the first command: see docs/phantom.md.
 """
 
 import dataclasses
+import inspect
 
 import ml_collections
 from ml_collections import config_dict
 
 from repgls_jax import config as config_lib
-from repgls_jax import phantom
+from repgls_jax import data, mixture, phantom
 from repgls_jax.data import columns
 
 ARGUMENTS = {
-    "data": "phantom",  # data set: phantom or table
+    "data": "phantom",  # data set: phantom, table, mimic_cxr, chexpert, nih, openi
     "source": "",  # folder of the data set; the phantom needs none
     "table": "",  # the table's file within the source; empty takes the only one there
-    "findings": "",  # vocabulary of a table; empty for chexpert
+    "findings": "",  # vocabulary; empty for the data set's own
+    "also": "",  # JSON file of further training sets, see repgls_jax/mixture.py
     "image_size": 0,  # pixels; 0 takes the run size's
     "model": "",  # SIZE/PATCH such as S/16; empty takes the run size's
     "policy": "rgn",  # label policy, see repgls_jax/policies.py
@@ -67,6 +70,13 @@ def rgn() -> ml_collections.ConfigDict:
     )
 
 
+def official(name: str, args: ml_collections.ConfigDict, image_size: int) -> ml_collections.ConfigDict:
+    """Every option of a public data set, with its default where the arguments say nothing."""
+    parameters = inspect.signature(data.DATASETS[name]).parameters.values()
+    given = dict(source=args.source, image_size=image_size) | (dict(findings=args.findings) if args.findings else {})
+    return ml_collections.ConfigDict({p.name: p.default for p in parameters} | given)
+
+
 def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
     """The config, with ``arguments`` ("name=value,...") applied."""
     args = config_lib.parse_arguments(arguments, ARGUMENTS)
@@ -86,13 +96,16 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
             table=args.table,
             findings=args.findings or "chexpert",
             image_size=image_size,
+            bits=8,  # of a pixel; 16 keeps what images of more than 8 bits show
             # Role -> column, where a column's name does not say its role; "" for none.
             columns=ml_collections.ConfigDict({role: config_dict.placeholder(str) for role in columns.SPELLINGS}),
             ignore=(),  # label names outside the vocabulary to leave out
             seed=0,
         ),
     }
-    config.data = dict(dataset=args.data, options=config_lib.choose("data", args.data, datasets))
+    datasets |= {name: official(name, args, image_size) for name in data.DATASETS if name not in datasets}
+    options = config_lib.choose("data", args.data, datasets)
+    config.data = dict(dataset=args.data, options=options, also=mixture.read(args.also))
     config.extract = dict(backend="lexicon")
     config.rgn = rgn()
     config.rgn.train.seed = args.seed

@@ -37,6 +37,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from repgls_jax import data, findings
 from repgls_jax.data import mix, pipeline, shards
 from repgls_jax.data.augment import Augment
+from repgls_jax.data.images import Bits
 from repgls_jax.data.meter import Meter
 from repgls_jax.phantom import PhantomConfig, generate
 
@@ -88,6 +89,7 @@ class Films:
 
     vocabulary = findings.CHEXPERT
     simulated = False
+    bits: Bits = 8
 
     def __init__(self, count: int, image_size: int):
         self.count, self.image_size = count, image_size

@@ -65,7 +65,7 @@ def run(
 
     Raises:
       FileNotFoundError: the run, its checkpoint or its data does not exist.
-      ValueError: the checkpoint was made for other findings than the data has.
+      ValueError: the checkpoint was made for other findings or other images than the data has.
     """
     if not (run_folder / RECORD).exists():
         raise FileNotFoundError(f"{run_folder} holds no {RECORD}; expected the folder of a LU-ViT run")
@@ -75,6 +75,8 @@ def run(
     data_folder = run_folder.parent / record["stages"]["data"] / "set"
     vocabulary = shards_lib.vocabulary(data_folder / SHARDS)
     findings_lib.require_same(vocabulary.findings, meta["findings"], f"the checkpoint in {run_folder}")
+    stored = shards_lib.Images(data_folder / SHARDS, split)
+    luvit_model.require_input(meta["input"], stored.dtype, stored.shape[0], f"the checkpoint in {run_folder}")
     examples = shards_lib.examples(data_folder / SHARDS, split)
     evidence_folder = record["stages"].get("evidence")
     evidence = evidence_folder and sidecars.read(
@@ -101,6 +103,7 @@ def run(
         "policy": policies.POLICIES[run_config["policy"]["name"]].note,
         "parameters": parameter_overview.count_parameters(params),
         "seconds": seconds or {},
+        **_trained_on(record),
         "config": _shown(run_config),
     }
     name = f"{run_config['model']['name']} {run_config['policy']['name']} seed {run_config['seed']}"
@@ -124,17 +127,34 @@ def run(
 
 def _shown(config: dict[str, Any]) -> dict[str, Any]:
     """The config for the page, which takes no key named "report": a table's columns as "role=column"."""
-    options = config["data"]["options"]
-    if "columns" in options:
-        columns = [f"{role}={column}" for role, column in options["columns"].items() if column is not None]
-        config = {**config, "data": {**config["data"], "options": {**options, "columns": columns}}}
-    return config
+    data = _columns_shown(config["data"])
+    if "also" in data:
+        data = {**data, "also": {name: _columns_shown(one) for name, one in data["also"].items()}}
+    return {**config, "data": data}
+
+
+def _columns_shown(data: dict[str, Any]) -> dict[str, Any]:
+    options = data.get("options", {})
+    if "columns" not in options:
+        return data
+    columns = [f"{role}={column}" for role, column in options["columns"].items() if column is not None]
+    return {**data, "options": {**options, "columns": columns}}
+
+
+def _trained_on(record: dict[str, Any]) -> dict[str, str]:
+    """The data sets of a run that had several, for the page; {} for one."""
+    said = []
+    for one in record.get("training_sets", ()):
+        name = one["name"] if one["name"] == one["dataset"] else f"{one['name']} ({one['dataset']})"
+        share = "by its images" if one["weight"] is None else f"{one['weight']:g}"
+        said.append(f"{name}, vocabulary {one['vocabulary']}, {one['images']:,} images, weight {share}")
+    return {"trained on": "; ".join(said), "validated and scored on": "the first of them"} if said else {}
 
 
 def _rates(
     run_folder: pathlib.Path, record: dict[str, Any], vocabulary: findings_lib.Vocabulary
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """The rates that the run trained on, for their histogram: [m] float32, and the finding of each."""
+    """The rates that the run trained on, of several sets those of the first: [m] float32, and the finding of each."""
     if "rgn" not in record["stages"]:
         return None, None
     path = run_folder.parent / record["stages"]["rgn"] / "rates.parquet"

@@ -10,13 +10,15 @@ evaluation  checkpoint -> predictions.parquet, metrics.json, report.html
 import dataclasses
 import json
 import pathlib
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import ml_collections
 import pyarrow as pa
 
-from repgls_jax import __version__, evaluate, sidecars, stages
+from repgls_jax import __version__, evaluate, mixture, sidecars, stages
 from repgls_jax import config as config_lib
 from repgls_jax import data as data_lib
 from repgls_jax import findings as findings_lib
@@ -29,7 +31,7 @@ from repgls_jax.extraction import run as extract_lib
 from repgls_jax.models import vit
 from repgls_jax.policies import POLICIES, PolicyConfig, require_columns
 from repgls_jax.stages import Done
-from repgls_jax.train import luvit, rgn, sharding
+from repgls_jax.train import luvit, parts, rgn, sharding
 from repgls_jax.train.journal import Journal
 
 # Raised when a stage's result changes for the same inputs, so that old folders are not taken for new ones.
@@ -72,10 +74,22 @@ class Prepared:
         path = self.rgn and self.rgn.folder / "rates.parquet"
         return path and sidecars.read(path, sidecars.RATES, self.vocabulary)
 
+    def stages(self) -> dict[str, Done]:
+        """The stages that were done, in order."""
+        done = {"data": self.data, "evidence": self.evidence, "rgn": self.rgn}
+        return {name: stage for name, stage in done.items() if stage}
+
     def where(self) -> dict[str, str]:
         """Folders of the stages beside the run's own, for its record; a work directory can be moved as a whole."""
-        done = {"data": self.data, "evidence": self.evidence, "rgn": self.rgn}
-        return {name: stage.folder.name for name, stage in done.items() if stage}
+        return {name: stage.folder.name for name, stage in self.stages().items()}
+
+    def keys(self) -> dict[str, str]:
+        """Keys of the stages, for the inputs of those that follow."""
+        return {name: stage.key for name, stage in self.stages().items()}
+
+    def part(self) -> parts.Part:
+        """The data set as training reads it."""
+        return parts.Part(self.shards, self.vocabulary, self.evidence_table(), self.rates_table())
 
 
 def _inputs(stage: str, **inputs: Any) -> dict[str, Any]:
@@ -158,23 +172,86 @@ def _rates(config: ml_collections.ConfigDict, done: Prepared, root: pathlib.Path
     return stages.run(root, "rgn", inputs, work, journal)
 
 
-def train_luvit(config: ml_collections.ConfigDict, done: Prepared, root: pathlib.Path, journal: Journal) -> Done:
-    """Trains LU-ViT on what :func:`prepare` left."""
-    keys = {name: stage.key for name in ("data", "evidence", "rgn") if (stage := getattr(done, name))}
+def prepare_further(
+    config: ml_collections.ConfigDict, first: Prepared, root: pathlib.Path, journal: Journal
+) -> dict[str, Prepared]:
+    """The stages before LU-ViT of every further training set, each from its own data; {} without any.
+
+    Where the policy reads the RGN's rates, each set has an RGN of its own, trained on its own reports: findings and
+    wording are its own too.
+    """
+    made = {}
+    for name, own in mixture.configs(config).items():
+        journal.say(f"further training set {name}:")
+        done = made[name] = prepare(own, root, journal)
+        ours, theirs = first.vocabulary.findings, done.vocabulary.findings
+        masked, left = [f for f in ours if f not in theirs], [f for f in theirs if f not in ours]
+        if masked:
+            journal.say(f"  masked, for {name} does not know them: {', '.join(masked)}")
+        if left:
+            journal.say(f"  left out, for the first set does not know them: {', '.join(left)}")
+    return made
+
+
+def train_luvit(
+    config: ml_collections.ConfigDict,
+    done: Prepared,
+    root: pathlib.Path,
+    journal: Journal,
+    further: Mapping[str, Prepared] = MappingProxyType({}),
+) -> Done:
+    """Trains LU-ViT on what :func:`prepare` left, and :func:`prepare_further`."""
     settings = {k: v for k, v in config_lib.plain(config).items() if k in ("seed", "model", "policy", "train")}
+    weights = mixture.weights(config)
+    # A run on one data set keeps the inputs, and so the key, that it had before there could be several.
+    mixed = {"further": {name: other.keys() for name, other in further.items()}, "weights": weights} if further else {}
 
     def work(folder: pathlib.Path) -> dict[str, Any]:
-        record = {
+        record: dict[str, Any] = {
             "config": config_lib.plain(config),
             "stages": done.where(),
             "vocabulary": dataclasses.asdict(done.vocabulary),
         }
+        if further:
+            record["training_sets"] = _training_sets(config, done, further, weights)
         (folder / evaluate.RECORD).write_text(json.dumps(record, indent=1))
-        return luvit.run(
-            config, done.vocabulary, done.shards, done.evidence_table(), done.rates_table(), folder, journal
-        )
+        return luvit.run(config, _parts(done, further), weights, folder, journal)
 
-    return stages.run(root, "luvit", _inputs("luvit", **keys, **settings), work, journal)
+    return stages.run(root, "luvit", _inputs("luvit", **done.keys(), **mixed, **settings), work, journal)
+
+
+def _parts(first: Prepared, further: Mapping[str, Prepared]) -> list[parts.Part]:
+    """What training reads, the first set first.
+
+    A further set without reports has no RGN: under a policy that reads its rates, the set's labels keep the expert's,
+    as those of a study without a report do. Of the first set that would be no test of the RGN, and is refused.
+    """
+    made = [first.part()]
+    for other in further.values():
+        part = other.part()
+        no_rates = sidecars.with_vocabulary(sidecars.RATES, part.vocabulary).empty_table()
+        made.append(dataclasses.replace(part, rates=no_rates) if other.evidence is None else part)
+    return made
+
+
+def _training_sets(
+    config: ml_collections.ConfigDict, first: Prepared, further: Mapping[str, Prepared], weights: list[float]
+) -> list[dict[str, Any]]:
+    """The data sets of the training split, for the run's record; the first has the name of its data set."""
+    datasets = {name: one.data.dataset for name, one in mixture.configs(config).items()}
+    rows = [(config.data.dataset, config.data.dataset, first)]
+    rows += [(name, datasets[name], done) for name, done in further.items()]
+    return [
+        {
+            "name": name,
+            "dataset": dataset,
+            "vocabulary": done.vocabulary.name,
+            "images": done.data.summary["train"],
+            "weight": weights[i] if weights else None,
+            "stages": done.where(),
+        }
+        for i, (name, dataset, done) in enumerate(rows)
+    ]
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -200,6 +277,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             f"images of {side} pixels do not divide into the patches of {config.model.name}; set image_size="
         )
+    for own in mixture.configs(config).values():
+        make_source(own)
     name = config.policy.name
     if config.task == "luvit" and POLICIES[name].needs:
         require_columns(name, SIMULATED if make_source(config).simulated else ())
@@ -222,12 +301,15 @@ def run(config: ml_collections.ConfigDict, root: pathlib.Path, journal: Journal)
     """
     check(config)
     done = prepare(config, root, journal)
-    chain = {name: stage for name in ("data", "evidence", "rgn") if (stage := getattr(done, name))}
+    chain = done.stages()
     if config.task == "rgn":
         if done.rgn is None:
             raise ValueError("no study has a report, so there is nothing for the RGN to read")
         return chain
-    trained = chain["luvit"] = train_luvit(config, done, root, journal)
+    further = prepare_further(config, done, root, journal)
+    for name, other in further.items():
+        chain |= {f"{stage}:{name}": left for stage, left in other.stages().items()}
+    trained = chain["luvit"] = train_luvit(config, done, root, journal, further)
 
     def score(folder: pathlib.Path) -> dict[str, Any]:
         took = {name: stage.seconds for name, stage in chain.items()}

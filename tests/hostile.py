@@ -165,7 +165,7 @@ def path_batch(kind, rng, root, tally, builder, count):
 
 def named(builder, path, film):
     """What the rows of a table that are about a film, or its study, have in them."""
-    if builder == "mimic" and "chexpert" in path.name:
+    if builder == "mimic_cxr" and "chexpert" in path.name:
         return f"5{film.patient:07d}"
     return film.image_id[3:] if builder == "openi" else film.image_id
 
@@ -236,10 +236,10 @@ def archive_input(kind, rng, root, tally, builder, count):
     """A damaged archive: of MIMIC's reports, of Open-i's, or of its films."""
     tally.add("inputs")
     films = [Film(n, files.png(n)) for n in range(3 * GOOD_EVERY)]
-    builder = ("mimic", "openi")[rng.integers(2)]
+    builder = ("mimic_cxr", "openi")[rng.integers(2)]
     LAYOUTS[builder](root / "in", films)
     folder = root / "in" / "files"
-    if builder == "mimic":
+    if builder == "mimic_cxr":
         path = root / "in" / "mimic-cxr-reports.zip"
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             for report in sorted(folder.rglob("s*.txt")):
@@ -256,7 +256,7 @@ def archive_input(kind, rng, root, tally, builder, count):
     made = build(builder, root / "in", root / "out", tally, f"archive {path.name}")
     if made is not None:
         # A film whose report cannot be read is quarantined; all others are as they were.
-        gone = {f.n for f in films if f.image_id not in made[1]} if builder == "mimic" else set()
+        gone = {f.n for f in films if f.image_id not in made[1]} if builder == "mimic_cxr" else set()
         check(films, made[1], tally, f"archive {path.name}", gone)
         quarantined = made[0]["quarantine"]["count"]
         if quarantined != len(gone):

@@ -120,8 +120,8 @@ def as_openi(root, films):
     return [table(root / "indiana_projections.csv", rows)]
 
 
-LAYOUTS = {"table": as_table, "nih": as_nih, "chexpert": as_chexpert, "mimic": as_mimic, "openi": as_openi}
-OPTIONS = {"mimic": {"images": "jpg"}}
+LAYOUTS = {"table": as_table, "nih": as_nih, "chexpert": as_chexpert, "mimic_cxr": as_mimic, "openi": as_openi}
+OPTIONS = {"mimic_cxr": {"images": "jpg"}}
 
 
 def misplace(rng, film, root):

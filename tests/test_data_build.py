@@ -24,6 +24,7 @@ class Stub:
     simulated = True
     vocabulary = findings.CHEXPERT
     image_size = 12
+    bits = 8
 
     def __init__(self, counts, bad=(), seed=0, fail_at=None):
         self.counts, self.bad, self.seed, self.fail_at = counts, set(bad), seed, fail_at

@@ -26,6 +26,7 @@ class Stub:
     """Random films with every field; ``films`` replaces the images of some, ``bad`` are quarantined."""
 
     vocabulary = CHEXPERT
+    bits = 8
 
     def __init__(self, counts=COUNTS, films=None, bad=(), size=SIZE, simulated=False, boxes=False):
         self.counts, self.films, self.bad = counts, films or {}, bad

@@ -145,7 +145,7 @@ def test_a_miniature_becomes_its_films_labels_and_reports(tmp_path, suffix, arch
 
 def test_a_build_joins_with_what_is_extracted_from_the_same_reports(tmp_path):
     root = make(tmp_path / "mimic", archive=True)
-    manifest = data.build("mimic", tmp_path / "out", source=root, image_size=SIDE)
+    manifest = data.build("mimic_cxr", tmp_path / "out", source=root, image_size=SIDE)
     assert manifest["counts"]["train"] == {"images": 8, "studies": 4, "patients": 3, "reports": 4}
     built = {row["study_id"]: row["report"] for row in pq.read_table(tmp_path / "out" / "reports.parquet").to_pylist()}
     assert built == {row["study_id"]: row["report"] for row in Reports(root / ARCHIVE).reports()}

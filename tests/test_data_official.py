@@ -1,7 +1,10 @@
 """Tables of published data sets, read as columns; and every file of every data set, mutated."""
 
 import gzip
+import inspect
+import pathlib
 import random
+import runpy
 import shutil
 import tracemalloc
 
@@ -13,7 +16,8 @@ import test_data_mimic
 import test_data_nih
 import test_data_openi
 
-from repgls_jax import findings
+from repgls_jax import config as config_lib
+from repgls_jax import data, findings
 from repgls_jax.data import films, images, official
 from repgls_jax.data.chexpert import ChexpertSource
 from repgls_jax.data.mimic import MimicSource
@@ -155,3 +159,15 @@ def test_mutated_files_are_refused_or_set_aside(tmp_path, name, n=25):
     outcomes = [attack(source, root, heads if k % 2 else files, rng) for k in range(n)]
     assert all("Quibblewort" not in outcome for outcome in outcomes if isinstance(outcome, str))
     assert any(isinstance(outcome, int) and outcome > 0 for outcome in outcomes)
+
+
+def test_every_data_set_is_an_argument_of_the_main_job():
+    get_config = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "configs/luvit.py"))["get_config"]
+    for name, maker in data.DATASETS.items():
+        source = "" if name == "phantom" else "source=/somewhere,"
+        options = config_lib.plain(get_config(f"data={name},{source}image_size=64").data.options)
+        inspect.signature(maker).bind(**options)
+        assert options["image_size"] == 64
+        assert options.get("source", "/somewhere") == "/somewhere"
+    assert get_config("data=nih,source=x,findings=union").data.options.findings == "union"
+    assert get_config("data=nih,source=x").data.options.findings == "nih"

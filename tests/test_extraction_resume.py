@@ -163,6 +163,7 @@ def kill_points(path: pathlib.Path, root: pathlib.Path) -> Iterator[pathlib.Path
         assert os.waitstatus_to_exitcode(status) == 9
 
 
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # the child runs no JAX
 def test_killed_at_any_touch_of_the_disk_and_run_again_the_files_are_the_same(reference, tmp_path):
     path, files, counts = reference
     killed = reused = 0

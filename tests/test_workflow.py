@@ -186,7 +186,7 @@ def test_killed_and_started_again_ends_bitwise_the_same(done, root, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("polcy=rgn", r"'polcy' is unknown; expected one of data, epochs"),
+        ("polcy=rgn", r"'polcy' is unknown; expected one of also, data, epochs"),
         ("seed=x", r"seed='x' is not of type int"),
         ("policy", r"'policy' has no value"),
         ("seed=1,seed=2", "given twice"),
@@ -233,7 +233,7 @@ def test_missing_checkpoint_and_run(done, tmp_path):
     ("arguments", "message"),
     [
         (["--config=configs/luvit.py:data=table,source=/nowhere/at/all"], "/nowhere/at/all"),
-        (["--config=configs/luvit.py:polcy=rgn"], "'polcy' is unknown; expected one of data"),
+        (["--config=configs/luvit.py:polcy=rgn"], "'polcy' is unknown; expected one of also, data"),
         (["--config=configs/luvit.py", "--config.polic.name=rgn"], "polic"),
         (["--config=configs/none.py"], "configs/none.py"),
     ],

@@ -31,7 +31,7 @@ from repgls_jax.data.table import TableSource
 DATASETS: dict[str, Callable[..., Source]] = {
     "phantom": PhantomSource,
     "table": TableSource,
-    "mimic": MimicSource,
+    "mimic_cxr": MimicSource,
     "chexpert": ChexpertSource,
     "nih": NihSource,
     "openi": OpeniSource,

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 # Bits after the point. A place of 12 fits int32 for images of up to 10,000 pixels; four pixels weighted by 8 and 8 bits
-# take 24; levels of 8 + 8 bits times a slope of 12 take 29.
-_PLACE, _WEIGHT, _SLOPE = 12, 8, 12
+# take 24, or the whole of uint32 for pixels of 16 bits; levels of 16 bits, those after the point included, times a
+# slope of 12 take 29.
+_PLACE, _WEIGHT, _LEVEL, _SLOPE = 12, 8, 16, 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,24 +59,25 @@ class Augment:
         """Changed images; what lies outside of an image is black.
 
         Args:
-          images: uint8 [b, h, w, 1].
+          images: uint8 or uint16 [b, h, w, 1].
           draws: float64 [b, 7] in [-1, 1), one row an image.
 
         Returns:
-          uint8 [b, h, w, 1], read-only.
+          The same dtype [b, h, w, 1], read-only.
 
         Raises:
           RuntimeError: JAX_PLATFORMS leaves out the CPU.
         """
         _, height, width, _ = images.shape
+        white = np.iinfo(images.dtype).max
         slope = 1 + self.contrast * draws[:, 0]
-        offset = 127.5 * (1 - slope) + 255 * self.brightness * draws[:, 1]
+        offset = white / 2 * (1 - slope) + white * self.brightness * draws[:, 1]
         a, b, c, d, e, f = self.inverse(width, height, draws).T[..., None]
         x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
         # A pixel's centre is at one half, the frame is one pixel wide, and half a weight turns cutting into rounding.
         start = 0.5 + 0.5 / (1 << _WEIGHT)
         places = [_fixed(v, _PLACE) for v in (a * x, b * y + c + start, d * x, e * y + f + start)]
-        levels = [_fixed(slope, _SLOPE), _fixed(offset, _WEIGHT + _SLOPE)]
+        levels = [_fixed(slope, _SLOPE), _fixed(offset, _LEVEL - white.bit_length() + _SLOPE)]
         with jax.default_device(_cpu()):
             return np.asarray(_changed(images[..., 0], *places, *levels))[..., None]
 
@@ -121,22 +123,25 @@ def _changed(
     slope: jax.Array,
     offset: jax.Array,
 ) -> jax.Array:
-    """One image uint8 [h, w]; output pixel (i, j) comes from x_columns[j] + x_rows[i] in the framed image, y alike."""
+    """One image [h, w]; output pixel (i, j) comes from x_columns[j] + x_rows[i] in the framed image, y alike."""
     height, width = image.shape
     pitch = width + 3  # of the image in a black frame: one pixel on the left and above, two on the other sides
     framed = jnp.pad(image, ((1, 2), (1, 2))).reshape(-1)
     x = jnp.clip(x_columns[None, :] + x_rows[:, None], 0, (width + 1) << _PLACE)
     y = jnp.clip(y_columns[None, :] + y_rows[:, None], 0, (height + 1) << _PLACE)
     one = 1 << _WEIGHT
-    right, lower = ((v >> (_PLACE - _WEIGHT)) & (one - 1) for v in (x, y))
+    right, lower = (((v >> (_PLACE - _WEIGHT)) & (one - 1)).astype(jnp.uint32) for v in (x, y))
     at = (y >> _PLACE) * pitch + (x >> _PLACE)
 
     def pixel(step: int) -> jax.Array:
-        return framed.at[at + step].get(mode="promise_in_bounds").astype(jnp.int32)
+        return framed.at[at + step].get(mode="promise_in_bounds").astype(jnp.uint32)
 
     above = pixel(0) * (one - right) + pixel(1) * right
     below = pixel(pitch) * (one - right) + pixel(pitch + 1) * right
     grey = above * (one - lower) + below * lower
-    grey = ((grey + one // 2) >> _WEIGHT) * slope + offset
-    bits = _WEIGHT + _SLOPE
-    return jnp.clip((grey + (1 << (bits - 1))) >> bits, 0, 255).astype(jnp.uint8)
+    bits = 8 * image.dtype.itemsize
+    # Of the sum's bits + 2 * _WEIGHT the first _LEVEL are kept.
+    over = bits + 2 * _WEIGHT - _LEVEL
+    grey = ((grey + (1 << (over - 1))) >> over).astype(jnp.int32) * slope + offset
+    rest = _LEVEL - bits + _SLOPE
+    return jnp.clip((grey + (1 << (rest - 1))) >> rest, 0, (1 << bits) - 1).astype(image.dtype)

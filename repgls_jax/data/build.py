@@ -145,9 +145,10 @@ def _same(wanted: dict[str, Any], found: dict[str, Any], output: pathlib.Path, o
 
 
 def _differing(wanted: dict[str, Any], found: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Names of the entries of ``wanted`` that ``found`` has otherwise, as "source.config.seed"."""
-    for key, value in wanted.items():
-        other = found.get(key)
+    """Names of the entries that differ, as "source.config.seed"; at the top ``found`` may have more."""
+    more = [key for key in found if key not in wanted] if prefix else []
+    for key in (*wanted, *more):
+        value, other = wanted.get(key), found.get(key)
         if isinstance(value, dict) and isinstance(other, dict):
             yield from _differing(value, other, f"{prefix}{key}.")
         elif value != other:

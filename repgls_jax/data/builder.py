@@ -31,7 +31,7 @@ def plan(source: Source) -> list[Shard]:
     Raises:
       ValueError: a split has no image.
     """
-    pixel_bytes = source.image_size**2 * (3 if source.simulated else 1)  # masks take two
+    pixel_bytes = source.image_size**2 * (source.bits // 8 + (2 if source.simulated else 0))  # masks take two
     size = max(1, min(SHARD_EXAMPLES, SHARD_BYTES // pixel_bytes))
     shards = []
     for split, planned in source.splits().items():
@@ -129,7 +129,7 @@ class _Writer:
 
 def features_of(source: Source) -> tfds.features.FeaturesDict:
     """The features of a source's examples."""
-    return features.spec(source.image_size, len(source.vocabulary), source.simulated)
+    return features.spec(source.image_size, len(source.vocabulary), source.simulated, source.bits)
 
 
 def _template(folder: pathlib.Path, split: str) -> naming.ShardedFileTemplate:

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from repgls_jax import findings as findings_lib
 from repgls_jax.data import official, rows
 from repgls_jax.data.films import FilmSource, Form
-from repgls_jax.data.images import Fit
+from repgls_jax.data.images import Bits, Fit
 
 TABLES = {
     "train": ("train.csv",),
@@ -47,6 +47,7 @@ class ChexpertSource(FilmSource):
         image_size: int = 224,
         views: str | Sequence[str] = "frontal",
         fit: Fit = "pad",
+        bits: Bits = 8,
         max_megapixels: float = 64,
     ):
         """Reads the tables; films are read later, one by one.
@@ -58,6 +59,7 @@ class ChexpertSource(FilmSource):
           views: see :class:`repgls_jax.data.films.FilmSource`; a film's own view is its AP/PA, or FRONTAL where that is
             blank, and LATERAL.
           fit: "pad" adds black to films that are not square, "crop" takes the square in their middle.
+          bits: of a pixel, 8 or 16; 16 keeps what films of more than 8 bits show.
           max_megapixels: larger films are quarantined from their header.
 
         Raises:
@@ -75,7 +77,7 @@ class ChexpertSource(FilmSource):
         super().__init__(
             *(root, pa.concat_tables(index for index, _ in parts), np.concatenate([states for _, states in parts])),
             vocabulary=vocabulary,
-            form=Form(image_size, max_megapixels, fit),
+            form=Form(image_size, max_megapixels, fit, bits),
             views=views,
             left_out={},
             parameters={"tables_sha256": official.digest(list(used.values()))},

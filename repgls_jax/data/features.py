@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from repgls_jax.data.images import Bits
+
 # numpy's only guess for these would be float64 or int64
 _CASTS = {
     "age": np.int16,
@@ -20,19 +22,22 @@ _CASTS = {
 TEXT = ("image_id", "patient_id", "study_id", "view", "sex")
 SIMULATED = ("truth", "contrast", "belief", "reader", "masks")
 MASK_BITS = 16
+PIXELS: dict[Bits, type[np.unsignedinteger[Any]]] = {8: np.uint8, 16: np.uint16}
 
 
-def spec(image_size: int, c: int, simulated: bool) -> tfds.features.FeaturesDict:
+def spec(image_size: int, c: int, simulated: bool, bits: Bits = 8) -> tfds.features.FeaturesDict:
     """Features of one example.
 
     Args:
       image_size: side of the square image in pixels.
       c: findings in the vocabulary.
       simulated: adds the phantom's known truth.
+      bits: of a pixel.
 
     Returns:
-      image uint8 [h, w, 1]; image_id, patient_id, study_id, view, sex ("F", "M" or ""); age int16 (years, -1 unknown);
-      has_report bool; labels int8 [c] (label states, -2 where none was given); observed bool [c] (a label was given).
+      image uint8 or uint16 [h, w, 1]; image_id, patient_id, study_id, view, sex ("F", "M" or ""); age int16 (years, -1
+      unknown); has_report bool; labels int8 [c] (label states, -2 where none was given); observed bool [c] (a label was
+      given).
       If simulated also truth int8 [c] in {0, 1}, contrast float32 [c], belief float32 [c] in [0, 1], reader int32,
       masks uint16 [h, w, 1] (bit k = finding k).
 
@@ -44,7 +49,7 @@ def spec(image_size: int, c: int, simulated: bool) -> tfds.features.FeaturesDict
     tensor, shape = tfds.features.Tensor, (image_size, image_size, 1)
     fields: dict[str, Any] = {
         # Raw bytes: tf.Example would otherwise store each pixel as a varint, and PNG reads four times slower.
-        "image": tensor(shape=shape, dtype=np.uint8, encoding="bytes"),
+        "image": tensor(shape=shape, dtype=PIXELS[bits], encoding="bytes"),
         **{name: tfds.features.Text() for name in TEXT},
         "age": np.int16,
         "has_report": np.bool_,

@@ -42,11 +42,13 @@ class Form:
       image_size: side of the stored image, in pixels.
       max_megapixels: a larger film is quarantined from its header.
       fit: "pad" or "crop", see :func:`repgls_jax.data.images.square`.
+      bits: of a stored pixel, 8 or 16.
     """
 
     image_size: int
     max_megapixels: float
     fit: images.Fit
+    bits: images.Bits = 8
 
     def __post_init__(self) -> None:
         """Refuses what no film can be read with.
@@ -61,10 +63,16 @@ class Form:
             raise ValueError(f"image_size is {self.image_size}; expected 8 to 4096 pixels")
         if self.fit not in images.FITS:
             raise ValueError(f"fit is {self.fit!r}; expected {' or '.join(images.FITS)}")
+        if self.bits not in images.BITS:
+            raise ValueError(f"bits is {self.bits!r}; expected {' or '.join(map(str, images.BITS))}")
 
     def parameters(self) -> dict[str, Any]:
-        """What a source says of it; it says its image_size itself."""
-        return {"max_megapixels": self.max_megapixels, "fit": self.fit}
+        """What a source says of it; it says its image_size itself.
+
+        Nothing is said of 8 bits, so that builds from before there was a choice are known again.
+        """
+        said: dict[str, Any] = {"max_megapixels": self.max_megapixels, "fit": self.fit}
+        return said if self.bits == 8 else said | {"bits": self.bits}
 
 
 def read(
@@ -84,7 +92,7 @@ def read(
     except images.UnusableImageError as error:
         return Quarantined(film["path"], str(error))
     record = {
-        "image": images.square(picture, form.image_size, fit=form.fit),
+        "image": images.square(picture, form.image_size, form.bits, form.fit),
         "image_id": film["image_id"],
         "patient_id": film["patient"],
         "study_id": film["study"],
@@ -144,6 +152,7 @@ class FilmSource:
         """
         self.vocabulary = vocabulary
         self.image_size = form.image_size
+        self.bits = form.bits
         self._form = form
         self._root = root
         chosen = view_names(views)

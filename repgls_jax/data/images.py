@@ -22,6 +22,8 @@ _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error
 _OPENING = threading.Lock()  # warning filters belong to the process, not to the thread
 Fit = Literal["pad", "crop"]  # what becomes of a film that is not square: black beside it, or the square in its middle
 FITS = get_args(Fit)
+Bits = Literal[8, 16]  # of a pixel, as it is stored
+BITS = get_args(Bits)
 _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -52,9 +54,7 @@ def locate(root: pathlib.Path, name: str) -> pathlib.Path:
     raise UnusableImageError("no such file in the data folder or its images folder")
 
 
-def read(
-    path: pathlib.Path, image_size: int, max_megapixels: float, bits: Literal[8, 16] = 8, fit: Fit = "pad"
-) -> np.ndarray:
+def read(path: pathlib.Path, image_size: int, max_megapixels: float, bits: Bits = 8, fit: Fit = "pad") -> np.ndarray:
     """:func:`load`, then :func:`square`."""
     return square(load(path, max_megapixels), image_size, bits, fit)
 
@@ -144,7 +144,7 @@ def _middle(width: int, height: int) -> tuple[int, int, int, int]:
     return left, top, left + side, top + side
 
 
-def square(film: Image.Image, image_size: int, bits: Literal[8, 16] = 8, fit: Fit = "pad") -> np.ndarray:
+def square(film: Image.Image, image_size: int, bits: Bits = 8, fit: Fit = "pad") -> np.ndarray:
     """Resizes a film (antialiased), its aspect ratio kept.
 
     Args:
@@ -172,3 +172,8 @@ def square(film: Image.Image, image_size: int, bits: Literal[8, 16] = 8, fit: Fi
     out = np.zeros((image_size, image_size), f"u{bits // 8}")
     out[top : top + height, left : left + width] = pixels
     return out
+
+
+def eight_bits(pixels: np.ndarray) -> np.ndarray:
+    """Stored pixels on the scale of 8 bits, to the nearest level: uint8 of uint8 (as it is) or uint16."""
+    return pixels if pixels.dtype == np.uint8 else ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)

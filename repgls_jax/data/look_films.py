@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from repgls_jax import findings as findings_lib
-from repgls_jax.data import shards
+from repgls_jax.data import images, shards
 
 SHOWN = {findings_lib.POSITIVE: "positive", findings_lib.UNCERTAIN: "uncertain", findings_lib.NEGATIVE: "negative"}
 _MEAN_SIDE = 128
@@ -61,8 +61,8 @@ class Gallery:
         self._open: dict[tuple[str, str], shards.Records] = {}
 
     def images(self, chosen: np.ndarray) -> list[np.ndarray]:
-        """The films of some rows, uint8 [h, w] each."""
-        return self._read("image", chosen)
+        """The films of some rows, uint8 [h, w] each, whatever bits they are stored with."""
+        return [images.eight_bits(film) for film in self._read("image", chosen)]
 
     def _read(self, field: str, chosen: np.ndarray) -> list[np.ndarray]:
         made = []

@@ -1,7 +1,8 @@
 """What pixels alone say of films: intensities, padding, films unlike the rest, and films that are the same picture.
 
 A film's *content* is what is left when rows and columns of pure black are cut from its four sides. Its *thumbnail* is
-the content at 16 x 16 pixels, whatever its shape: small enough to keep for every film that is looked at.
+the content at 16 x 16 pixels, whatever its shape: small enough to keep for every film that is looked at. Grey levels
+are those of 8 bits, 0 to 255, whatever the films are stored with.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from repgls_jax.data import shards
+from repgls_jax.data import images, shards
 
 BINS = 64  # of intensities; pure black and pure white are counted apart
 THUMB = 16
@@ -40,7 +41,7 @@ class Pixels:
       padding: float32 [k], share of the film that is not content.
       aspect: float32 [k], width of the content over its height.
       thumb: uint8 [k, THUMB, THUMB].
-      digest: uint64 [k], hash of all pixels.
+      digest: uint64 [k], hash of all pixels, with all their bits.
     """
 
     histogram: np.ndarray
@@ -95,7 +96,7 @@ def measure(folder: pathlib.Path, split: str, indices: Sequence[int] | np.ndarra
     for i in range(k):
         if i % _READ == 0:
             films = shards.images(folder, split, [int(index) for index in indices[i : i + _READ]])[..., 0]
-        film = films[i % _READ]
+        film = images.eight_bits(films[i % _READ])
         top, left, bottom, right = content(film)
         inner = film[top:bottom, left:right]
         padding[i], aspect[i] = 1 - inner.size / film.size, (right - left) / (bottom - top)
@@ -106,7 +107,7 @@ def measure(folder: pathlib.Path, split: str, indices: Sequence[int] | np.ndarra
         counts[[0, 255]] = 0
         histogram[i] = counts.reshape(BINS, -1).sum(axis=1)
         thumb[i] = _shrunk(inner, THUMB)
-        digest[i] = int.from_bytes(hashlib.blake2b(film.tobytes(), digest_size=8).digest(), "big")
+        digest[i] = int.from_bytes(hashlib.blake2b(films[i % _READ].tobytes(), digest_size=8).digest(), "big")
     return Pixels(histogram, black, white, mean, spread, padding, aspect, thumb, digest)
 
 

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from repgls_jax import findings as findings_lib
 from repgls_jax.data import official
 from repgls_jax.data.films import FilmSource, Form, UnusableReportError
-from repgls_jax.data.images import Fit
+from repgls_jax.data.images import Bits, Fit
 from repgls_jax.data.mimic_reports import Reports
 from repgls_jax.data.source import UNKNOWN_AGE
 from repgls_jax.data.splits import OFFICIAL
@@ -55,6 +55,7 @@ class MimicSource(FilmSource):
         test_labels: str = "",
         reports: str = "",
         fit: Fit = "pad",
+        bits: Bits = 8,
         max_megapixels: float = 64,
         max_report_bytes: int = 1_000_000,
     ):
@@ -72,6 +73,7 @@ class MimicSource(FilmSource):
           reports: folder that holds files/, or .zip, absolute or below ``source``; "" for whichever lies in ``source``,
             "none" for none.
           fit: "pad" adds black to films that are not square, "crop" takes the square in their middle.
+          bits: of a pixel, 8 or 16; 16 keeps what films of more than 8 bits show.
           max_megapixels: larger films are quarantined from their header.
           max_report_bytes: films of studies with a longer report are quarantined.
 
@@ -96,7 +98,7 @@ class MimicSource(FilmSource):
         super().__init__(
             *(root, index.drop_columns("date"), states),
             vocabulary=vocabulary,
-            form=Form(image_size, max_megapixels, fit),
+            form=Form(image_size, max_megapixels, fit, bits),
             views=views,
             left_out=left_out,
             parameters={

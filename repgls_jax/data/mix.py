@@ -85,6 +85,7 @@ class Joined:
 
     Attributes:
       shape: (h, w, 1) of every image.
+      dtype: uint8 or uint16, of every image.
       lengths: images of each part.
     """
 
@@ -92,13 +93,16 @@ class Joined:
         """Joins splits that are open.
 
         Raises:
-          ValueError: the images have several sizes.
+          ValueError: the images have several sizes, or some have 8 bits and others 16.
         """
         shapes = sorted({part.shape for part in parts})
         if len(shapes) != 1:
             raise ValueError(f"the data sets have images of {shapes}; build them with one image_size")
+        dtypes = sorted({str(part.dtype) for part in parts})
+        if len(dtypes) != 1:
+            raise ValueError(f"the data sets have images of {' and '.join(dtypes)}; build them with the same bits")
         self._parts = tuple(parts)
-        self.shape = shapes[0]
+        self.shape, self.dtype = shapes[0], parts[0].dtype
         self.lengths = [len(part) for part in parts]
         self._ends = list(itertools.accumulate(self.lengths))
 
@@ -115,7 +119,7 @@ class Joined:
         """The images of the examples ``indices``, as :meth:`repgls_jax.data.shards.Images.read`."""
         if len(self._parts) == 1:
             return self._parts[0].read(indices, meter)
-        out = np.empty((len(indices), *self.shape), np.uint8)
+        out = np.empty((len(indices), *self.shape), self.dtype)
         places = [self.part(i) for i in indices]
         for k, part in enumerate(self._parts):
             rows = [row for row, (of, _) in enumerate(places) if of == k]

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from repgls_jax import findings as findings_lib
 from repgls_jax.data import official, rows, splits
 from repgls_jax.data.films import Boxes, FilmSource, Form
-from repgls_jax.data.images import Fit
+from repgls_jax.data.images import Bits, Fit
 
 TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 LISTS = {"train": "train_val_list.txt", "test": "test_list.txt"}
@@ -49,6 +49,7 @@ class NihSource(FilmSource):
         seed: int = 0,
         fractions: Sequence[float] = (0.7, 0.1, 0.2),
         fit: Fit = "pad",
+        bits: Bits = 8,
         max_megapixels: float = 64,
     ):
         """Reads the tables; films are read later, one by one.
@@ -61,6 +62,7 @@ class NihSource(FilmSource):
           seed: of the choice of patients for valid.
           fractions: the share of train_val that becomes valid is the second by the sum of the first two.
           fit: "pad" adds black to films that are not square, "crop" takes the square in their middle.
+          bits: of a pixel, 8 or 16; 16 keeps what films of more than 8 bits show.
           max_megapixels: larger films are quarantined from their header.
 
         Raises:
@@ -85,7 +87,7 @@ class NihSource(FilmSource):
         super().__init__(
             *(root, index.filter(pa.array(has_split)), _labels(path, table, vocabulary)[has_split]),
             vocabulary=vocabulary,
-            form=Form(image_size, max_megapixels, fit),
+            form=Form(image_size, max_megapixels, fit, bits),
             views=views,
             left_out={
                 "in no list": int((~has_split).sum()),

@@ -31,7 +31,7 @@ from repgls_jax import findings as findings_lib
 from repgls_jax.data import download as download_lib
 from repgls_jax.data import official, openi_codes, splits
 from repgls_jax.data.films import ALL_VIEWS, FilmSource, Form, view_names
-from repgls_jax.data.images import Fit
+from repgls_jax.data.images import Bits, Fit
 from repgls_jax.data.source import UNKNOWN_AGE
 from repgls_jax.extraction import archives
 from repgls_jax.extraction.backends import Fault
@@ -65,6 +65,7 @@ class OpeniSource(FilmSource):
         fractions: Sequence[float] = (0.7, 0.1, 0.2),
         download: bool = False,
         fit: Fit = "pad",
+        bits: Bits = 8,
         max_megapixels: float = 64,
         max_report_bytes: int = 1_000_000,
     ):
@@ -79,6 +80,7 @@ class OpeniSource(FilmSource):
           fractions: of reports in train, valid and test.
           download: fetches what is missing of :data:`URLS` into ``source``, 1.3 GB, going on where it was broken off.
           fit: "pad" adds black to films that are not square, "crop" takes the square in their middle.
+          bits: of a pixel, 8 or 16; 16 keeps what films of more than 8 bits show.
           max_megapixels: larger films are quarantined from their header.
           max_report_bytes: films of studies with a longer report are quarantined.
 
@@ -105,7 +107,7 @@ class OpeniSource(FilmSource):
         super().__init__(
             *(root, _index(films), states[[row for *_, row in films]]),
             vocabulary=vocabulary,
-            form=Form(image_size, max_megapixels, fit),
+            form=Form(image_size, max_megapixels, fit, bits),
             views=views,
             left_out=left_out,
             parameters={

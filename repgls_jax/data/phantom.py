@@ -6,6 +6,7 @@ import importlib.resources
 from typing import Any
 
 from repgls_jax import findings as findings_lib
+from repgls_jax.data.images import Bits
 from repgls_jax.data.source import SPLITS, UNKNOWN_AGE, Record
 from repgls_jax.phantom import PhantomConfig, generate
 from repgls_jax.phantom import population as population_lib
@@ -15,6 +16,7 @@ class PhantomSource:
     """Studies 0 to count - 1 of a phantom, in that order within each split."""
 
     simulated = True
+    bits: Bits = 8
     vocabulary = findings_lib.CHEXPERT
 
     def __init__(self, *, count: int = 2000, **config: Any):

@@ -32,7 +32,7 @@ class Augmentation(Protocol):
         ...
 
     def __call__(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        """Changed images, uint8 [b, h, w, 1]; ``draws`` is float64 [b, draws] in [-1, 1)."""
+        """Changed images, uint8 or uint16 [b, h, w, 1] as given; ``draws`` is float64 [b, draws] in [-1, 1)."""
         ...
 
 
@@ -122,8 +122,8 @@ def train_batches(
       meter: told where the time goes; what worker processes do, it is not told.
 
     Returns:
-      Iterator over dicts: image uint8 [b, h, w, 1], index int32 [b] (example within the split, of several builds within
-      all of them: see :meth:`repgls_jax.data.mix.Joined.part`), each column [b, ...].
+      Iterator over dicts: image uint8 or uint16 [b, h, w, 1], index int32 [b] (example within the split, of several
+      builds within all of them: see :meth:`repgls_jax.data.mix.Joined.part`), each column [b, ...].
 
     Raises:
       ValueError: sizes, columns or weights do not fit; raised by the call itself.
@@ -158,8 +158,8 @@ def eval_batches(
     Arguments are those of :func:`train_batches`.
 
     Returns:
-      Iterator over dicts: image uint8 [b, h, w, 1], index int32 [b], each column [b, ...], and valid bool [b]. Where
-      valid is False the index is -1 and all else is zero.
+      Iterator over dicts: image uint8 or uint16 [b, h, w, 1], index int32 [b], each column [b, ...], and valid bool
+      [b]. Where valid is False the index is -1 and all else is zero.
 
     Raises:
       See :func:`train_batches`.

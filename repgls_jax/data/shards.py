@@ -147,13 +147,24 @@ class Images:
 
     Attributes:
       shape: (h, w, 1).
+      dtype: uint8 or uint16.
     """
 
     def __init__(self, shards: str | pathlib.Path, split: str):
-        """Opens a split; raises what :class:`Records` raises."""
+        """Opens a split.
+
+        Raises:
+          ValueError: the images are not of 8 or 16 bits; else what :class:`Records` raises.
+        """
         self._stored = _Stored(shards, split)
         self._reduced = (shards, split)
-        self.shape: tuple[int, ...] = self._stored.features["image"].shape
+        image = self._stored.features["image"]
+        self.shape: tuple[int, ...] = image.shape
+        self.dtype: np.dtype[Any] = np.dtype(image.np_dtype)
+        if self.dtype not in features.PIXELS.values():
+            raise ValueError(
+                f"{shards} holds images of {self.dtype}; expected uint8 or uint16, build the data set again"
+            )
 
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
         """Pickles the description; the copy opens its own files."""
@@ -164,7 +175,7 @@ class Images:
         return len(self._stored)
 
     def read(self, indices: Sequence[int], meter: Meter | None = None) -> np.ndarray:
-        """The images of the examples ``indices``, in that order: uint8 [k, h, w, 1], writable.
+        """The images of the examples ``indices``, in that order: uint8 or uint16 [k, h, w, 1], writable.
 
         Args:
           indices: 0 to n - 1.
@@ -173,7 +184,7 @@ class Images:
         Raises:
           DamagedShardError: a record is not as it was written.
         """
-        out = np.empty((len(indices), *self.shape), np.uint8)
+        out = np.empty((len(indices), *self.shape), self.dtype)
         flat = out.reshape(len(indices), math.prod(self.shape))
         reading, began = 0.0, time.perf_counter()
         for k, i in enumerate(indices):
@@ -193,10 +204,10 @@ class Images:
         except DecodeError:
             raise self._stored.damaged(i, "not an example") from None
         values: Sequence[bytes] = stored.bytes_list.value if stored is not None else ()
-        wanted = math.prod(self.shape)
+        wanted = math.prod(self.shape) * self.dtype.itemsize
         if len(values) != 1 or len(values[0]) != wanted:
             raise self._stored.damaged(i, f"its image is not {wanted} bytes")
-        return np.frombuffer(values[0], np.uint8)
+        return np.frombuffer(values[0], self.dtype)
 
 
 def vocabulary(shards: str | pathlib.Path) -> findings_lib.Vocabulary:
@@ -237,7 +248,7 @@ def examples(shards: str | pathlib.Path, split: str) -> dict[str, np.ndarray]:
 
 
 def images(shards: str | pathlib.Path, split: str, indices: Sequence[int]) -> np.ndarray:
-    """Images of the examples ``indices``, uint8 [k, h, w, 1]."""
+    """Images of the examples ``indices``, uint8 or uint16 [k, h, w, 1]."""
     return Images(shards, split).read([int(i) for i in indices])
 
 

@@ -10,6 +10,7 @@ that it is counted and explained instead of lost.
 import dataclasses
 from typing import Any, Protocol
 
+from repgls_jax.data.images import Bits
 from repgls_jax.findings import Vocabulary
 
 SPLITS = ("train", "valid", "test")
@@ -42,11 +43,13 @@ class Source(Protocol):
     Attributes:
       vocabulary: order of the axis c.
       image_size: side of the square images, in pixels.
+      bits: of a pixel; images are uint8 for 8, uint16 for 16.
       simulated: whether records carry the phantom's known truth.
     """
 
     vocabulary: Vocabulary
     image_size: int
+    bits: Bits
     simulated: bool
 
     def splits(self) -> dict[str, int]:

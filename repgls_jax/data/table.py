@@ -8,7 +8,7 @@ from typing import Any
 from repgls_jax import findings as findings_lib
 from repgls_jax.data import columns as columns_lib
 from repgls_jax.data import films, labels, official, rows, splits
-from repgls_jax.data.images import Fit
+from repgls_jax.data.images import Bits, Fit
 from repgls_jax.data.source import SPLITS, TEXT_FIELDS, UNKNOWN_AGE, Quarantined, Record
 
 
@@ -29,6 +29,7 @@ class TableSource:
         fractions: Sequence[float] = (0.7, 0.1, 0.2),
         ignore: Collection[str] = (),
         fit: Fit = "pad",
+        bits: Bits = 8,
         max_megapixels: float = 64,
         max_report_bytes: int = 1_000_000,
     ):
@@ -44,6 +45,7 @@ class TableSource:
           fractions: of patients in train, valid and test, where the table gives no split.
           ignore: finding names in a list column that may be dropped.
           fit: "pad" adds black to films that are not square, "crop" takes the square in their middle.
+          bits: of a pixel, 8 or 16; 16 keeps what images of more than 8 bits show.
           max_megapixels: larger images are quarantined from their header.
           max_report_bytes: studies with a longer text (UTF-8) are quarantined.
 
@@ -51,11 +53,12 @@ class TableSource:
           FileNotFoundError: no such folder or table.
           ValueError: the table cannot be used; the message says what was found and what was expected.
         """
-        self._form = films.Form(image_size, max_megapixels, fit)
+        self._form = films.Form(image_size, max_megapixels, fit, bits)
         if isinstance(ignore, str):
             raise ValueError(f"ignore is the text {ignore!r}; expected a list of finding names")
         self.vocabulary = findings_lib.vocabulary(findings)
         self.image_size = image_size
+        self.bits = bits
         self._root = pathlib.Path(source)
         path = rows.find(self._root, table)
         data = rows.read(path)

@@ -5,28 +5,58 @@ tokens, each giving one logit. A second head predicts the report's rate from the
 it into the rest, so that methods which differ in their rates are compared on equal features.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from repgls_jax.models import vit
 
-# Range of the input contract, stored with the weights: uint8 grey, mapped linearly to [-1, 1].
-INPUT_CONTRACT: dict[str, Any] = {
-    "photometric": "MONOCHROME2",
-    "dtype": "uint8",
-    "channels": 1,
-    "offset": 127.5,
-    "scale": 127.5,
-}
+HALF = {"uint8": 127.5, "uint16": 32767.5}  # half of white, by the type of the pixels
+
+
+def input_contract(dtype: Any, size: int) -> dict[str, Any]:
+    """What the images must be, stored with the weights: grey of ``size`` pixels a side, mapped linearly to [-1, 1].
+
+    Raises:
+      ValueError: ``dtype`` is neither uint8 nor uint16.
+    """
+    name = np.dtype(dtype).name
+    if name not in HALF:
+        raise ValueError(f"images are {name}; expected {' or '.join(HALF)}")
+    half = HALF[name]
+    return {
+        "photometric": "MONOCHROME2",
+        "dtype": name,
+        "channels": 1,
+        "offset": half,
+        "scale": half,
+        "size": size,
+    }
+
+
+def require_input(stored: Mapping[str, Any], dtype: Any, size: int, owner: str) -> None:
+    """Refuses images that are not what a stored contract says.
+
+    Raises:
+      ValueError: names what differs.
+    """
+    ours = input_contract(dtype, size)
+    differ = [f"{name} {stored.get(name)}, not {value}" for name, value in ours.items() if stored.get(name) != value]
+    if differ:
+        raise ValueError(
+            f"{owner} takes images with {'; '.join(differ)} as the data has; build the data as it was for the training"
+        )
 
 
 def normalize(images: Array, dtype: Any = jnp.float32) -> Array:
-    """uint8 grey [b, h, w, 1] to [-1, 1], as :data:`INPUT_CONTRACT` says."""
-    return ((images.astype(jnp.float32) - INPUT_CONTRACT["offset"]) / INPUT_CONTRACT["scale"]).astype(dtype)
+    """uint8 or uint16 grey [b, h, w, 1] to [-1, 1], as :func:`input_contract` says of their type."""
+    contract = input_contract(images.dtype, images.shape[1])
+    return ((images.astype(jnp.float32) - contract["offset"]) / contract["scale"]).astype(dtype)
 
 
 class FindingHead(nn.Module):
@@ -61,7 +91,7 @@ class LUViT(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
-        """images [b, h, w, 1] uint8 -> {"logits": [b, c] float32, "rate": [b, c] float32 in (-1, 1)}."""
+        """images [b, h, w, 1] uint8 or uint16 -> {"logits": [b, c] float32, "rate": [b, c] float32 in (-1, 1)}."""
         x = normalize(images, self.dtype or jnp.float32)
         tokens = vit.VisionTransformer(self.size, self.patch, self.dropout, self.dtype, name="encoder")(x, train)
         b, _, d = tokens.shape

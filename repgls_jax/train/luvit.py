@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-import pyarrow as pa
 from jax import Array
 from jax.sharding import Mesh
 
@@ -21,6 +20,7 @@ from repgls_jax.data.meter import Meter
 from repgls_jax.models import luvit
 from repgls_jax.results import metrics
 from repgls_jax.train import labels, loop, sharding
+from repgls_jax.train import parts as parts_lib
 from repgls_jax.train.journal import Journal
 from repgls_jax.train.state import Batch, Params
 
@@ -58,7 +58,7 @@ def make_loss(
 
 
 def make_forward(model: luvit.LUViT) -> Callable[[Params, Array], tuple[Array, Array]]:
-    """Jitted inference: (parameters, uint8 images [b, h, w, 1]) -> probabilities [b, c], rates [b, c], float32."""
+    """Jitted inference: (parameters, images [b, h, w, 1]) -> probabilities [b, c], rates [b, c], float32."""
 
     @jax.jit
     def forward(params: Params, images: Array) -> tuple[Array, Array]:
@@ -79,7 +79,7 @@ def predict(
     Args:
       forward: from :func:`make_forward`.
       params: its parameters.
-      batches: dicts with ``image`` [b, h, w, 1] uint8 and ``valid`` [b], False on padding.
+      batches: dicts with ``image`` [b, h, w, 1] uint8 or uint16 and ``valid`` [b], False on padding.
       mesh: to compute on.
 
     Returns:
@@ -98,10 +98,8 @@ def predict(
 
 def run(
     config: ml_collections.ConfigDict,
-    vocabulary: findings.Vocabulary,
-    shards: pathlib.Path,
-    evidence: pa.Table | None,
-    rates_table: pa.Table | None,
+    parts: Sequence[parts_lib.Part],
+    weights: Sequence[float],
     folder: pathlib.Path,
     journal: Journal,
 ) -> dict[str, Any]:
@@ -109,10 +107,9 @@ def run(
 
     Args:
       config: of configs/luvit.py.
-      vocabulary: order of the findings, the shards' own.
-      shards: folder of the image shards.
-      evidence: side-car, or None for data without reports.
-      rates_table: the RGN's rates, or None.
+      parts: data sets to train on, one or more; the first gives the vocabulary and the validation split.
+      weights: how often images of each part are drawn, or none for by their number. An epoch is as many images as the
+        parts have together.
       folder: of the run.
       journal: told of progress.
 
@@ -123,20 +120,16 @@ def run(
       ValueError: the policy asks for what the data does not have.
     """
     policy = policies.PolicyConfig.of(config.policy)
-    columns = {}
-    for split in ("train", "valid"):
-        examples = shards_lib.examples(shards, split)
-        made = labels.columns(examples, evidence, vocabulary)
-        columns[split] = labels.with_rates(
-            made, list(examples["study_id"]), rates_table, vocabulary, policy, config.seed
-        )
-    images = len(columns["train"]["state"])
+    shards, vocabulary = parts[0].shards, parts[0].vocabulary
+    joined = parts_lib.training(parts, policy, config.seed)
+    images = len(joined["state"])
     steps = max(1, round(config.train.epochs * images / config.train.batch_size))
     train = ml_collections.ConfigDict({**config.train, "seed": config.seed, "steps": steps})
     model = luvit.build(config.model.name, len(vocabulary), config.model.dropout)
-    side = shards_lib.images(shards, "train", [0]).shape[1]
+    stored = shards_lib.Images(shards, "train")
+    side = stored.shape[0]
     forward = make_forward(model)
-    target, mask = labels.noisy_reference(columns["valid"])
+    target, mask = labels.noisy_reference(parts_lib.columns(parts[0], "valid", policy, config.seed))
 
     def validate(params: Params, mesh: Mesh) -> dict[str, float]:
         size = sharding.round_up(config.evaluate.batch_size, mesh.size)
@@ -144,21 +137,19 @@ def run(
         probability = predict(forward, params, batches, mesh)["probability"]
         return {"mean_auroc": float(metrics.mean_auroc(probability, target, mask))}
 
-    # Only what the policy reads is joined with the images.
-    needed = ("state", "p", "observed", "rate", *policies.POLICIES[policy.name].needs)
-    joined = {name: values for name, values in columns["train"].items() if name in needed}
     meter = Meter()
     task = loop.Task(
         name="luvit",
         meter=meter,
-        init=lambda key: model.init(key, jnp.zeros((1, side, side, 1), jnp.uint8))["params"],
+        init=lambda key: model.init(key, jnp.zeros((1, side, side, 1), stored.dtype))["params"],
         loss=make_loss(model, policy, train.steps, config.model.uncertainty_weight),
         batches=lambda start: pipeline.train_batches(
-            shards,
+            [part.shards for part in parts],
             "train",
             joined,
             batch_size=train.batch_size,
             seed=config.seed,
+            weights=weights,
             start_step=start,
             host_index=jax.process_index(),
             host_count=jax.process_count(),
@@ -171,7 +162,7 @@ def run(
             "model": config.model.name,
             "vocabulary": vocabulary.name,
             "findings": list(vocabulary.findings),
-            "input": {**luvit.INPUT_CONTRACT, "size": side},
+            "input": luvit.input_contract(stored.dtype, side),
             "policy": dataclasses.asdict(policy),
         },
     )

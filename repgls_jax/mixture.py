@@ -1,0 +1,127 @@
+"""Further training sets of a run, from its config.
+
+``config.data.also`` holds them: name -> ``dataset`` (of :data:`repgls_jax.data.DATASETS`), ``options`` of that data
+set, and ``weight``: how many images are drawn from it for each one of the config's own data set. Without weights every
+image of all the sets is as likely as any other. Names are free, and say which set is meant in records and pages. As the
+file that the config argument ``also`` names:
+
+    {"nih": {"dataset": "nih", "options": {"source": "DIR"}, "weight": 0.5}}
+
+The config's own data set stays the first: its vocabulary is the target, and validation, test and scores are its alone.
+That no patient of its test is in a further set is for the user to know; only sets of one folder are refused.
+"""
+
+import inspect
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from repgls_jax import config as config_lib
+from repgls_jax import data as data_lib
+from repgls_jax.policies import POLICIES
+
+FIELDS = ("dataset", "options", "weight")
+
+
+def read(path: str) -> dict[str, Any]:
+    """The sets that a JSON file describes, for ``config.data.also``; {} for the path "".
+
+    Raises:
+      ValueError: the file cannot be read, is not an object of JSON, or names a set or field twice.
+    """
+    if not path:
+        return {}
+    try:
+        made = json.loads(pathlib.Path(path).read_text(encoding="utf-8"), object_pairs_hook=_once)
+    except OSError as error:
+        raise ValueError(f"also={path}: {error.strerror}; expected a JSON file of further training sets") from None
+    except ValueError as error:  # of JSON, of UTF-8, or a repeated name
+        raise ValueError(f"also={path}: {error}") from None
+    if not isinstance(made, dict):
+        raise ValueError(f"also={path} holds a {type(made).__name__}; expected an object: name -> {_fields()}")
+    for one in made.values():
+        if isinstance(one, dict) and type(one.get("weight")) is int:
+            one["weight"] = float(one["weight"])  # so that a flag may set it to a fraction
+    return made
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{', '.join(twice)} stands twice")
+    return dict(pairs)
+
+
+def _fields() -> str:
+    return "{" + ", ".join(FIELDS) + "}"
+
+
+def configs(config: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:
+    """The run's config with each further set in the place of its own data, in the order of the sets' names.
+
+    ``image_size`` is the run's for all of them.
+
+    Raises:
+      ValueError: a set is not described as it should be, or the run cannot use any; the message names the set.
+    """
+    sets = config_lib.plain(config)["data"]["also"]
+    if sets and config.task == "rgn":
+        raise ValueError(f"data.also names {', '.join(sets)}, but task rgn reads one data set; leave them out")
+    needs = POLICIES[config.policy.name].needs
+    if sets and needs:
+        raise ValueError(
+            f"policy {config.policy.name!r} reads {', '.join(needs)} of every finding and masks none, so further sets "
+            "(data.also) cannot be mixed under it; choose another policy or one data set"
+        )
+    weights(config)
+    return {name: _config(config, name, sets[name]) for name in sorted(sets)}
+
+
+def _config(config: ml_collections.ConfigDict, name: str, described: Any) -> ml_collections.ConfigDict:
+    where = f"further training set {name!r}"
+    if not isinstance(described, Mapping) or not isinstance(described.get("options", {}), Mapping):
+        raise ValueError(f"{where} is {described!r}; expected {_fields()}, options being names with values")
+    unknown = sorted(set(described) - set(FIELDS))
+    if unknown or "dataset" not in described:
+        said = f"has the unknown fields {', '.join(unknown)}" if unknown else "has no dataset"
+        raise ValueError(f"{where} {said}; expected {_fields()}")
+    side = config.data.options.image_size
+    options = {"image_size": side, **described.get("options", {})}
+    if options["image_size"] != side:
+        raise ValueError(f"{where} has image_size {options['image_size']}, the run {side}; leave it out")
+    sources = [str(given.get("source", "")) for given in (options, config.data.options)]
+    if all(sources) and len({pathlib.Path(source).resolve() for source in sources}) == 1:
+        raise ValueError(
+            f"{where} reads {sources[0]}, the run's own data: it could train on patients of the test split"
+        )
+    try:
+        inspect.signature(data_lib.dataset(described["dataset"])).bind(**options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error} (dataset {described['dataset']})") from None
+    made = ml_collections.ConfigDict(config_lib.plain(config))
+    made.data = {"dataset": described["dataset"], "options": options, "also": {}}
+    return made
+
+
+def weights(config: ml_collections.ConfigDict) -> list[float]:
+    """Weights of the run's own set, which is 1, and of the further ones by name; [] where none is given.
+
+    Raises:
+      ValueError: only some of the sets have a weight, or one is not a positive number.
+    """
+    sets = config_lib.plain(config)["data"]["also"]
+    given = {name: one["weight"] for name, one in sorted(sets.items()) if isinstance(one, Mapping) and "weight" in one}
+    if not given:
+        return []
+    if len(given) < len(sets):
+        lacking = ", ".join(sorted(set(sets) - set(given)))
+        raise ValueError(f"further training sets {lacking} have no weight but {', '.join(given)} do; give all or none")
+    for name, weight in given.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+            raise ValueError(f"weight of the further training set {name!r} is {weight!r}; expected a positive number")
+    return [1.0, *map(float, given.values())]
