@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import test_data_chexpert
-import test_data_mimic
+import test_data_mimic_cxr
 import test_data_nih
 import test_data_openi
 
@@ -122,8 +122,8 @@ def mutated(content, rng):
 
 
 SETS = {
-    "mimic": (MimicSource, lambda root: test_data_mimic.make(root, ".dcm", archive=True, packed=True)),
-    "mimic folder": (MimicSource, test_data_mimic.make),
+    "mimic": (MimicSource, lambda root: test_data_mimic_cxr.make(root, ".dcm", archive=True, packed=True)),
+    "mimic folder": (MimicSource, test_data_mimic_cxr.make),
     "chexpert": (ChexpertSource, test_data_chexpert.make),
     "nih": (NihSource, test_data_nih.make),
     "openi": (OpeniSource, test_data_openi.make),
