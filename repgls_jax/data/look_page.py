@@ -9,10 +9,8 @@ import io
 import json
 import pathlib
 from collections.abc import Mapping
-from importlib import resources
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from PIL import Image
@@ -21,7 +19,7 @@ from repgls_jax.data import look_pixels
 from repgls_jax.data.look import Look
 from repgls_jax.data.look_films import SHOWN, Film
 from repgls_jax.evidence import figures, sheet
-from repgls_jax.results import charts
+from repgls_jax.results import charts, template
 
 _SIDE, _QUALITY = 192, 85  # of the films on the page, in pixels, and of their JPEG
 _REASONS = 20
@@ -231,11 +229,9 @@ def _quarantine(numbers: Mapping[str, Any]) -> list[list[str]]:
 def render(look: Look) -> str:
     """The page as HTML."""
     numbers = look.numbers
-    source = resources.files("repgls_jax.data").joinpath("look.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     sexes = {} if set(numbers["sex"]) <= {"unknown"} else numbers["sex"]
     findings = numbers["findings"].values()
-    return environment.from_string(source).render(
+    return template.load("repgls_jax.data", "look.html").render(
         n=numbers,
         splits=list(numbers["splits"]),
         tiles=_tiles(numbers),

@@ -15,7 +15,6 @@ from repgls_jax.findings import Vocabulary
 
 SPLITS = ("train", "valid", "test")
 TEXT_FIELDS = ("findings", "impression", "report")
-SEXES = ("F", "M", "")  # "" where it is not known
 UNKNOWN_AGE = -1
 
 Record = dict[str, Any]

@@ -8,12 +8,10 @@ import json
 import math
 import pathlib
 from collections.abc import Mapping
-from importlib import resources
 from typing import Any
 
-import jinja2
-
 from repgls_jax.evidence import describe, figures, sheet
+from repgls_jax.results import template
 
 _CUES = 20  # rows of each of the page's tables; statistics.json has more
 _LONGEST = 60  # characters of a cue's id
@@ -178,10 +176,8 @@ def _tiles(statistics: Mapping[str, Any]) -> list[sheet.Tile]:
 
 def render(statistics: Mapping[str, Any]) -> str:
     """The page of :func:`repgls_jax.evidence.describe.describe`'s statistics as HTML."""
-    source = resources.files("repgls_jax.evidence").joinpath("describe.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     cues = statistics["cues"]
-    return environment.from_string(source).render(
+    return template.load("repgls_jax.evidence", "describe.html").render(
         tiles=_tiles(statistics),
         findings=_findings(statistics),
         certainty=_certainty(statistics),

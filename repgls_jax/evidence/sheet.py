@@ -7,10 +7,10 @@ shows names of findings, ids of cues, settings and numbers: never the text of a 
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from importlib import resources
 
-import jinja2
 from markupsafe import Markup
+
+from repgls_jax.results import template
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +56,7 @@ def render(
     title: str, lead: str, tiles: Sequence[Tile], sections: Sequence[Section], warnings: Sequence[str] = ()
 ) -> str:
     """The page as HTML; ``warnings`` stand below the headlines, a paragraph each."""
-    source = resources.files("repgls_jax.evidence").joinpath("sheet.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    return environment.from_string(source).render(
+    return template.load("repgls_jax.evidence", "sheet.html").render(
         title=title, lead=lead, tiles=tiles, sections=sections, warnings=warnings
     )
 

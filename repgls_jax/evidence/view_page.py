@@ -8,13 +8,11 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Sequence
-from importlib import resources
 from typing import Any
-
-import jinja2
 
 from repgls_jax import findings as findings_lib
 from repgls_jax.evidence import view
+from repgls_jax.results import template
 
 SIGNS = {findings_lib.POSITIVE: "+", findings_lib.UNCERTAIN: "?", findings_lib.NEGATIVE: "\u2212"}
 STATES = {findings_lib.POSITIVE: "pos", findings_lib.UNCERTAIN: "unc", findings_lib.NEGATIVE: "neg"}
@@ -32,10 +30,8 @@ def render(studies: Sequence[view.Study]) -> str:
     """
     if not studies:
         raise ValueError("there are no studies to show; give at least one")
-    source = resources.files("repgls_jax.evidence").joinpath("view.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     shown = [_study(study, f"s{i}") for i, study in enumerate(studies)]
-    return environment.from_string(source).render(
+    return template.load("repgls_jax.evidence", "view.html").render(
         studies=shown,
         mixed=any("mix" in p["classes"].split() for study in shown for f in study["fields"].values() for p in f),
         linked=min(max(len(study.readings) for study in studies), _LINKED),

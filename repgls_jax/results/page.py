@@ -9,14 +9,12 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import resources
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from repgls_jax import findings as findings_lib
-from repgls_jax.results import charts, table
+from repgls_jax.results import charts, table, template
 
 # Keys whose values would be report text; a page refuses them.
 FORBIDDEN = frozenset({"report", "impression", "sentence", "text"})
@@ -264,9 +262,7 @@ def render(title: str, runs: Sequence[Run], lead: str = "") -> str:
     """
     names = _vocabulary(runs)
     start = _forest_start(runs, names)
-    source = resources.files("repgls_jax.results").joinpath("page.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    return environment.from_string(source).render(
+    return template.load("repgls_jax.results", "page.html").render(
         title=title,
         lead=lead,
         runs=[_headline(run, i) for i, run in enumerate(runs)],
