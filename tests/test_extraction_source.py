@@ -1,5 +1,6 @@
 """Reports on disk: tables, folders and archives, read in a fixed order; what is damaged or hostile is set aside."""
 
+import csv
 import gzip
 import io
 import os
@@ -329,3 +330,14 @@ def test_ids_are_joined_without_the_blanks_around_them(tmp_path):
     reader = source.Source(tmp_path / "r.csv")
     assert [report["study_id"] for report in reader.reports()] == ["s1", "s2"]
     assert [reason for _, reason in reader.quarantine] == ["study_id stands more than once; the first is kept"]
+
+
+def test_the_process_keeps_its_limit_of_csv_fields_while_files_are_read(tmp_path):
+    path = tmp_path / "reports.csv"
+    path.write_text("study_id,findings\n" + "".join(f"s{i},Clear.\n" for i in range(5)))
+    limit = csv.field_size_limit()
+    first, second = (source.Source(path).reports() for _ in range(2))
+    next(first), next(second)
+    assert csv.field_size_limit() == limit
+    list(first), list(second)
+    assert csv.field_size_limit() == limit

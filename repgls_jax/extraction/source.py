@@ -96,7 +96,6 @@ class Source:
         return ["study_id", *(field for field in engine_lib.FIELDS if field in names)]
 
     def _csv(self) -> Iterator[Row]:
-        previous = csv.field_size_limit(MAX_FIELD)  # a setting of the whole process: put back at the end
         size = max(self.path.stat().st_size, 1)
         # surrogateescape marks bytes that are not UTF-8, so that only their row is lost.
         with (
@@ -110,7 +109,7 @@ class Source:
                         f"reports file {self.path} is empty; expected a header with study_id, findings, impression"
                     )
                 fields, width = self._fields(rows.fieldnames), len(rows.fieldnames)
-                for row in rows:
+                while (row := _next(rows)) is not None:
                     report: Report | Fault = {field: row[field] or "" for field in fields}
                     if None in row:  # DictReader's place for what is beyond the header: text cut at a bare comma
                         report = Fault(f"more than the header's {width} fields; put text with commas in quotes")
@@ -119,8 +118,6 @@ class Source:
                 raise ValueError(
                     f"reports file {self.path}, after line {rows.line_num}: {error}; write it as plain CSV"
                 ) from error
-            finally:
-                csv.field_size_limit(previous)
 
     def _parquet(self) -> Iterator[Row]:
         try:
@@ -149,6 +146,19 @@ class Source:
             return next(batches, None)
         except (pa.ArrowInvalid, OSError) as error:
             raise ValueError(f"reports file {self.path} is damaged after row {number}; write it again") from error
+
+
+def _next(rows: "csv.DictReader[str]") -> dict[str, str] | None:
+    """The next row, whose fields may be as long as a report.
+
+    The limit belongs to the whole process: it is put back before anybody else runs, for a generator that held it until
+    its end would leave it behind.
+    """
+    previous = csv.field_size_limit(MAX_FIELD)
+    try:
+        return next(rows, None)
+    finally:
+        csv.field_size_limit(previous)
 
 
 def in_batches(reports: Iterable[Report], size: int) -> Generator[list[Report], None, None]:

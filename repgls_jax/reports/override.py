@@ -26,6 +26,7 @@ from repgls_jax.reports.resolve import Evidence
 COLUMNS = ("cue", "p", "p_low", "p_high", "n", "present", "lexicon_p")
 VERSION = "+override."  # what stands before the digest in the version of calibrated evidence
 MAX_BYTES = 4 * 2**20  # a table has a few hundred short lines
+MAX_LINE = 100_000  # characters
 
 # Readings without a cue, by state: the finding named outright, a sign of it ("borderline heart size"), and a statement
 # of normality ("heart size normal"). With the p that each stands for.
@@ -76,9 +77,13 @@ def parse(text: str, lexicon: lexicon_lib.Lexicon, where: str) -> Override:
     """Parses and checks an override table; only the columns ``cue`` and ``p`` are read.
 
     Raises:
-      ValueError: a column is missing, there is no row, or rows are at fault (unknown or repeated cue, p outside
-        (0, 1)); the message lists every fault with its line.
+      ValueError: a line is too long, a column is missing, there is no row, or rows are at fault (unknown or repeated
+        cue, p outside (0, 1)); the message lists every fault with its line.
     """
+    # The csv module has a limit of its own, but of the whole process, and other libraries lift it.
+    longest = max(map(len, text.splitlines()), default=0)
+    if longest > MAX_LINE:
+        raise ValueError(f"override {where} has a line of {longest:,} characters; write it as plain CSV, a cue a line")
     rows = csv.DictReader(io.StringIO(text))
     missing = [c for c in ("cue", "p") if c not in (rows.fieldnames or ())]
     if missing:
