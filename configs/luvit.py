@@ -36,14 +36,51 @@ ARGUMENTS = {
 
 # What a run size sets. The learning rates are for AdamW at the batch size beside them.
 RUN_SIZES = {
-    "test": dict(model="tiny/16", image_size=64, studies=240, epochs=2.0, batch=32, learning_rate=1e-3, replicates=20),
+    "test": dict(
+        model="tiny/16",
+        dtype="float32",
+        image_size=64,
+        studies=240,
+        epochs=2.0,
+        batch=32,
+        learning_rate=1e-3,
+        replicates=20,
+    ),
     "demo": dict(
-        model="demo/16", image_size=64, studies=6000, epochs=20.0, batch=32, learning_rate=1e-3, replicates=1000
+        model="demo/16",
+        dtype="float32",
+        image_size=64,
+        studies=6000,
+        epochs=20.0,
+        batch=32,
+        learning_rate=1e-3,
+        replicates=1000,
     ),
     "full": dict(
-        model="S/16", image_size=224, studies=50000, epochs=30.0, batch=256, learning_rate=5e-4, replicates=1000
+        model="S/16",
+        dtype="bfloat16",
+        image_size=224,
+        studies=50000,
+        epochs=30.0,
+        batch=256,
+        learning_rate=5e-4,
+        replicates=1000,
     ),
 }
+
+
+# What the trainer reads for either network, besides the length of the run.
+TRAINER = dict(
+    mesh="dp",  # sharding preset: dp, fsdp, tp, fsdp_tp, hybrid
+    model_parallel=0,  # devices that share a layer under tp and fsdp_tp; 0 leaves it to the preset
+    accumulate=1,  # micro-batches a step
+    ema=0.0,  # decay of the averaged weights, which are evaluated; 0 is off
+    layer_decay=1.0,  # of the learning rate, from block to block towards the image
+    freeze=(),  # parameters that stay as they are: regular expressions for their paths
+    weight_decay=0.05,
+    warmup=0.1,
+    clip=1.0,
+)
 
 
 def rgn() -> ml_collections.ConfigDict:
@@ -55,17 +92,8 @@ def rgn() -> ml_collections.ConfigDict:
             delta=0.1,  # Huber threshold, in rates
             ordering=1.0,  # weight of the ordering hinge
             model=dict(width=64, depth=1, heads=4, evidence=False, evidence_dropout=0.5, dropout=0.1),
-            train=dict(
-                steps=400,
-                batch_size=32,
-                learning_rate=2e-3,
-                weight_decay=0.01,
-                warmup=0.1,
-                clip=1.0,
-                checkpoint_every=100,
-                mesh="dp",
-                seed=0,
-            ),
+            train=TRAINER
+            | dict(steps=400, batch_size=32, learning_rate=2e-3, weight_decay=0.01, checkpoint_every=100, seed=0),
         )
     )
 
@@ -109,7 +137,17 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
     config.extract = dict(backend="lexicon")
     config.rgn = rgn()
     config.rgn.train.seed = args.seed
-    config.model = dict(name=args.model or size["model"], dropout=0.1, uncertainty_weight=0.1)
+    config.model = dict(
+        name=args.model or size["model"],
+        pretrained="",  # folder of a Hugging Face model whose weights and shape the encoder takes
+        dropout=0.1,
+        drop_path=0.0,  # share of samples for which the last block is left out; rises linearly up to it
+        dtype=size["dtype"],  # of the computation; parameters are float32
+        remat="none",  # what the backward pass computes again: none, dots (all but matrix products), full
+        scan=False,  # one compiled block for all: compiles faster, runs a little slower
+        attention="auto",  # xla, cudnn, or auto: cudnn where it can
+        uncertainty_weight=0.1,
+    )
     config.policy = dict(
         name=args.policy,
         constant=0.2,
@@ -120,16 +158,14 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
         warmup=0.3,
         ramp=0.2,
     )
-    config.train = dict(
+    config.train = TRAINER | dict(
         epochs=args.epochs or size["epochs"],
         batch_size=size["batch"],
         learning_rate=size["learning_rate"],
-        weight_decay=0.05,
-        warmup=0.1,
-        clip=1.0,
         checkpoint_every=500,
         mesh=args.mesh,
         augment=True,
+        mixup=0.0,  # films are mixed in pairs by shares drawn from Beta(mixup, mixup); 0 is off
     )
     config.evaluate = dict(batch_size=128, replicates=size["replicates"])
     if args.size == "test":
