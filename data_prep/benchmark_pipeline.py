@@ -1,35 +1,36 @@
 """Images a second from shards to a ready batch, for each storage format, beside a PyTorch DataLoader.
 
-  python data_prep/benchmark_pipeline.py
-  python data_prep/benchmark_pipeline.py --images=4096 --rounds=5 --formats=raw
+  python data_prep/benchmark_pipeline.py --images=4096 --rounds=5 --formats=pixels,raw
 
 Both sides get the same films of the phantom in the same encodings, in random order with two label columns, and take
-turns. The pipeline reads ArrayRecord shards. The DataLoader (`pip install torch`) has a dataset with one file an image,
-which it augments with PIL, and is measured without workers and with one per core; the better one counts. A last
-DataLoader is given all it could wish for: the raw pixels in one memory-mapped array that fits into memory, a whole
-batch at a time, augmented by the pipeline's own code.
+turns. The pipeline reads the files of pixels that builds are made of ("pixels"), the same files mapped into memory, and
+ArrayRecord files with the images in several encodings, as builds once were. "first read" is the pipeline where every
+image is new to it, so that its checksum is compared each time, as in the first epoch. The DataLoader (`pip install
+torch`) has a dataset with one file an image, which it augments with PIL, and is measured without workers and with one
+per core; the better one counts. A last DataLoader is given all it could wish for: the raw pixels in one memory-mapped
+array that fits into memory, a whole batch at a time, augmented by the pipeline's own code.
 
 Images are listed over and over, as if there were 100,000: to order many has another price than to order few. Beside
-images a second stands processor time, workers' included, which other programs on the machine disturb less.
+images a second stands processor time, workers' included, which other programs on the machine disturb less. All files
+are in memory when they are read, but for the last table, before which the system is asked to forget them.
 """
 
 import functools
 import io
 import itertools
-import json
 import os
 import pathlib
 import resource
-import shutil
 import statistics
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from absl import app, flags, logging
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
@@ -67,13 +68,24 @@ def _bytes(content: bytes) -> np.ndarray:
     return np.frombuffer(content, np.uint8)
 
 
-# name -> (encode, decode, ArrayRecord's options)
-FORMATS: dict[str, tuple[Callable[[np.ndarray], bytes], Callable[[bytes], np.ndarray], str]] = {
-    "raw": (np.ndarray.tobytes, _bytes, _STORED_ALIKE),
-    "raw_zstd": (np.ndarray.tobytes, _bytes, "group_size:1"),
-    "zlib": (lambda a: zlib.compress(a.tobytes()), lambda b: _bytes(zlib.decompress(b)), _STORED_ALIKE),
-    "png": (lambda a: _pil(a, "PNG"), _open_pil, _STORED_ALIKE),
-    "jpeg95": (lambda a: _pil(a, "JPEG", quality=95), _open_pil, _STORED_ALIKE),
+class Format(NamedTuple):
+    """How images are stored: the encoding, and the ArrayRecord's options or "" for files of pixels."""
+
+    encode: Callable[[np.ndarray], bytes]
+    decode: Callable[[bytes], np.ndarray]
+    options: str
+    files: str  # the encoding of the DataLoader's files
+
+
+FORMATS = {
+    "pixels": Format(np.ndarray.tobytes, _bytes, "", "raw"),
+    "first read": Format(np.ndarray.tobytes, _bytes, "", "raw"),
+    "mapped": Format(np.ndarray.tobytes, _bytes, "", "raw"),
+    "raw": Format(np.ndarray.tobytes, _bytes, _STORED_ALIKE, "raw"),
+    "raw_zstd": Format(np.ndarray.tobytes, _bytes, "group_size:1", "raw"),
+    "zlib": Format(lambda a: zlib.compress(a.tobytes()), lambda b: _bytes(zlib.decompress(b)), _STORED_ALIKE, "zlib"),
+    "png": Format(lambda a: _pil(a, "PNG"), _open_pil, _STORED_ALIKE, "png"),
+    "jpeg95": Format(lambda a: _pil(a, "JPEG", quality=95), _open_pil, _STORED_ALIKE, "jpeg95"),
 }
 
 
@@ -108,55 +120,85 @@ class Films:
 
 
 class Listed(shards.Images):
-    """Images listed over and over."""
+    """Images listed over and over; ``new`` forgets which were checked."""
 
-    def __init__(self, folder: pathlib.Path):
+    def __init__(self, folder: pathlib.Path, new: bool):
         super().__init__(folder, "train")
+        self._new = new
 
     def __len__(self) -> int:
         return _LISTED
 
-    def read(self, indices: Sequence[int], meter: Meter | None = None) -> np.ndarray:
-        return super().read([i % super(Listed, self).__len__() for i in indices], meter)
+    def fill(self, out: np.ndarray, rows: np.ndarray, indices: np.ndarray, meter: Meter) -> None:
+        if self._new:
+            self._checked[:] = False
+        super().fill(out, rows, indices % len(self._checked), meter)
+
+
+class Mapping(Listed):
+    """The same from files that are mapped into memory, unchecked."""
+
+    def __init__(self, folder: pathlib.Path):
+        super().__init__(folder, False)
+        self._maps = [np.asarray(np.load(path, mmap_mode="r")) for path in pixel_files(folder)]
+
+    def fill(self, out: np.ndarray, rows: np.ndarray, indices: np.ndarray, meter: Meter) -> None:
+        indices = indices % len(self._checked)
+        of = np.searchsorted(self._split.starts, indices, side="right") - 1
+        with meter.measure("read"):
+            for row, k, at in zip(rows.tolist(), of.tolist(), (indices - self._split.starts[of]).tolist(), strict=True):
+                out[row] = self._maps[k][at]
 
 
 class Coded(Listed):
-    """Images of shards that hold them in another encoding."""
+    """Images of ArrayRecord files that hold them in an encoding."""
 
-    def __init__(self, folder: pathlib.Path, name: str):
-        super().__init__(folder)
-        self._decode = FORMATS[name][1]
+    def __init__(self, folder: pathlib.Path, files: list[pathlib.Path], name: str):
+        super().__init__(folder, False)
+        self._records = ArrayRecordDataSource([str(file) for file in files], {"max_parallelism": "1"})
+        self._decode = FORMATS[name].decode
 
-    def _pixels(self, raw: bytes, i: int) -> np.ndarray:
-        return self._decode(tf_example_pb2.Example.FromString(raw).features.feature["image"].bytes_list.value[0])
+    def fill(self, out: np.ndarray, rows: np.ndarray, indices: np.ndarray, meter: Meter) -> None:
+        flat = out.reshape(len(out), -1)
+        with meter.measure("read"):
+            for row, i in zip(rows.tolist(), (indices % len(self._checked)).tolist(), strict=True):
+                example = tf_example_pb2.Example.FromString(self._records[i])
+                flat[row] = self._decode(example.features.feature["image"].bytes_list.value[0])
 
 
-def recode(raw: pathlib.Path, folder: pathlib.Path, name: str) -> int:
-    """Copies shards into another format; returns their size in bytes."""
-    encode, _, options = FORMATS[name]
-    shutil.copytree(raw, folder)
-    files = sorted(folder.glob("*.array_record-*"))
-    for file in files:
-        reader = ArrayRecordReader(str(file))
-        records = reader.read_all()
-        reader.close()
-        writer = ArrayRecordWriter(str(file), options)
-        for record in records:
+def pixel_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files of pixels of the training split."""
+    return sorted(folder.glob("*train.pixels-*"))
+
+
+def recode(built: pathlib.Path, folder: pathlib.Path, name: str) -> int:
+    """Writes ArrayRecord files that hold the images, too; returns their size in bytes, or that of the shards."""
+    encode, _, options, _ = FORMATS[name]
+    records = sorted(built.glob("*train.array_record-*"))
+    if not options:
+        return sum(file.stat().st_size for file in (*records, *pixel_files(built)))
+    folder.mkdir()
+    for file, beside in zip(records, pixel_files(built), strict=True):
+        reader, writer = ArrayRecordReader(str(file)), ArrayRecordWriter(str(folder / file.name), options)
+        for record, image in zip(reader.read_all(), np.load(beside, mmap_mode="r")[..., 0], strict=True):
             example = tf_example_pb2.Example.FromString(record)
-            values = example.features.feature["image"].bytes_list.value
-            values[0] = encode(np.frombuffer(values[0], np.uint8).reshape(_SIZE.value, _SIZE.value))
+            example.features.feature["image"].bytes_list.value.append(encode(image))
             writer.write(example.SerializeToString())
+        reader.close()
         writer.close()
-    size = sum(file.stat().st_size for file in files)
-    info = json.loads((folder / "dataset_info.json").read_text())
-    info["splits"][0]["numBytes"] = str(size)
-    (folder / "dataset_info.json").write_text(json.dumps(info))
-    return size
+    return sum(file.stat().st_size for file in folder.iterdir())
 
 
-def ours(folder: pathlib.Path, name: str, columns: dict[str, np.ndarray], augment: bool, meter: Meter) -> Iterator[Any]:
+def stored(folder: pathlib.Path, name: str) -> Listed:
+    """The images in a format."""
+    if FORMATS[name].options:
+        return Coded(folder / "build" / "shards", sorted((folder / name).iterdir()), name)
+    built = folder / "build" / "shards"
+    return Mapping(built) if name == "mapped" else Listed(built, name == "first read")
+
+
+def ours(images: mix.Joined, columns: dict[str, np.ndarray], augment: bool, meter: Meter) -> Iterator[Any]:
     """The pipeline's batches."""
-    images = mix.Joined([Listed(folder) if "raw" in name else Coded(folder, name)])
     return pipeline.train_batches(
         images,
         "train",
@@ -173,7 +215,7 @@ class Files:
     """A map-style dataset as they are mostly written: a file an image, changed by PIL."""
 
     def __init__(self, folder: pathlib.Path, name: str, columns: dict[str, np.ndarray], augment: bool):
-        self.folder, self.decode, self.columns = folder, FORMATS[name][1], columns
+        self.folder, self.decode, self.columns = folder, FORMATS[name].decode, columns
         self.augment = Augment() if augment else None
         self.side = _SIZE.value
 
@@ -257,18 +299,16 @@ def _processor_seconds() -> float:
 def _write(folder: pathlib.Path, names: list[str]) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Writes all that both sides read; returns the columns, and bytes an image by format."""
     data.build_source(Films(_IMAGES.value, _SIZE.value), folder / "build", workers=1)
-    raw = folder / "build" / "shards"
-    examples = shards.examples(raw, "train")
+    built = folder / "build" / "shards"
+    examples = shards.examples(built, "train")
     columns = {name: np.resize(examples[name], (_LISTED, len(findings.CHEXPERT))) for name in ("labels", "observed")}
-    pixels = shards.images(raw, "train", range(_IMAGES.value))
+    pixels = shards.images(built, "train", range(_IMAGES.value))
     np.save(folder / "pixels.npy", pixels)
-    sizes = {}
-    for name in names:
-        sizes[name] = recode(raw, folder / name, name) // _IMAGES.value
+    for name in dict.fromkeys(FORMATS[name].files for name in names):
         (folder / f"{name} files").mkdir()
         for i, image in enumerate(pixels[..., 0]):
-            (folder / f"{name} files" / f"{i}").write_bytes(FORMATS[name][0](image))
-    return columns, sizes
+            (folder / f"{name} files" / f"{i}").write_bytes(FORMATS[name].encode(image))
+    return columns, {name: recode(built, folder / name, name) // _IMAGES.value for name in names}
 
 
 def _measure(
@@ -278,10 +318,13 @@ def _measure(
     workers = len(os.sched_getaffinity(0))
     contenders: dict[tuple[str, str], Callable[[], Iterator[Any]]] = {}
     for name in names:
-        contenders["ours", name] = functools.partial(ours, folder / name, name, columns, augment, meters[name])
+        images = mix.Joined([stored(folder, name)])
+        images.read(range(_IMAGES.value))  # and compare the checksums, once
+        contenders["ours", name] = functools.partial(ours, images, columns, augment, meters[name])
+    for name in dict.fromkeys(FORMATS[name].files for name in names):
         files = Files(folder / f"{name} files", name, columns, augment)
         for count in (0, workers):
-            contenders[f"DataLoader {count}", name] = functools.partial(theirs, files, count)
+            contenders[f"DataLoader {count}", f"{name} files"] = functools.partial(theirs, files, count)
     mapped = Mapped(folder / "pixels.npy", columns, augment)
     for count in (0,) if augment else (0, workers):  # JAX does not live in forked processes
         contenders[f"DataLoader {count}", "memory-mapped"] = functools.partial(theirs, mapped, count)
@@ -290,6 +333,22 @@ def _measure(
         for key, make in contenders.items():
             rates[key].append(rate(make))
     return rates
+
+
+def _cold(folder: pathlib.Path, names: list[str]) -> None:
+    """Prints what is read from the disk for a tenth of the images, in random order, where none is in memory."""
+    chosen = np.random.default_rng(0).permutation(_IMAGES.value)[: max(1, _IMAGES.value // 10)]
+    for name in names:
+        images = stored(folder, name)
+        for path in folder.rglob("*-of-*"):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        before, began = resource.getrusage(resource.RUSAGE_SELF).ru_inblock, time.perf_counter()
+        images.read(chosen)
+        speed = len(chosen) / (time.perf_counter() - began)
+        disk = 512 * (resource.getrusage(resource.RUSAGE_SELF).ru_inblock - before) // len(chosen)
+        print(f"  {name:20} {disk:9,} B an image, {speed:,.0f} images/s")
 
 
 def main(argv: list[str]) -> None:
@@ -317,18 +376,21 @@ def main(argv: list[str]) -> None:
                     f"{statistics.median(costs):6,.0f} us processor {size}"
                 )
             for name in names:
-                _compare(name, "its files", rates, [key for key in rates if key[0] != "ours" and key[1] == name])
+                _compare(name, f"{FORMATS[name].files} files", rates)
                 print(f"    {meters[name].summary(1.0).partition('; ')[2]}")
-            _compare(names[0], "memory-mapped", rates, [key for key in rates if key[1] == "memory-mapped"])
+            _compare(names[0], "memory-mapped", rates)
+        print("\nfrom the disk, one image in ten")
+        _cold(folder, names)
 
 
-def _compare(name: str, what: str, rates: dict[tuple[str, str], list[Rate]], peers: list[tuple[str, str]]) -> None:
+def _compare(name: str, peer: str, rates: dict[tuple[str, str], list[Rate]]) -> None:
+    peers = [key for key in rates if key[1] == peer]
     best = max(peers, key=lambda key: statistics.median(rate.speed for rate in rates[key]))
     pairs = list(zip(rates["ours", name], rates[best], strict=True))
     ratios = [a.speed / b.speed for a, b in pairs]
     cost = statistics.median(b.cost / a.cost for a, b in pairs)
     print(
-        f"  {name}: {statistics.median(ratios):.2f} x {best[0]} on {what} [{min(ratios):.2f}, {max(ratios):.2f}], "
+        f"  {name}: {statistics.median(ratios):.2f} x {best[0]} on {peer} [{min(ratios):.2f}, {max(ratios):.2f}], "
         f"{cost:.2f} x by processor time"
     )
 

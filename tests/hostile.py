@@ -39,7 +39,7 @@ from repgls_jax.data import shards
 ROOM = 4 * 2**30  # bytes of address space beyond what the process has when it begins
 SHARES = {  # of the inputs
     "png": 0.18, "jpeg": 0.18, "dicom": 0.18, "path": 0.08, "csv": 0.15, "archive": 0.03, "xml": 0.1,
-    "arrayrecord": 0.1,
+    "shard": 0.1,
 }  # fmt: skip
 CODECS = {
     "png": (files.png, files.bad_png),
@@ -265,18 +265,18 @@ def archive_input(kind, rng, root, tally, builder, count):
 
 
 def shard_batch(kind, rng, root, tally, builder, count):
-    """Damaged files of shards: each record comes as it was written, or with an error that names the file."""
+    """Damaged files of shards, of records or of pixels: each record comes as it was written, or with an error."""
     films = [Film(n, files.png(n)) for n in range(3 * 4 * GOOD_EVERY)]
     as_table(root / "in", films)
     data.build("table", root / "out", source=root / "in", image_size=files.SIDE, workers=1)
     folder = root / "out" / "shards"
-    path = next(folder.glob("*test*array_record*"))
-    content, records = path.read_bytes(), shards.Records(folder, "test")
+    whole = [(path, path.read_bytes()) for path in sorted(folder.glob("*test*-of-*"))]
+    records = shards.Records(folder, "test")
     before = [records[i] for i in range(len(records))]
     del records
     for _ in range(count):
         tally.add("inputs")
-        way = rng.integers(12)
+        (path, content), way = whole[rng.integers(len(whole))], rng.integers(12)
         if way < 2:
             bad = content[: rng.integers(len(content))]
         elif way == 2:
@@ -285,7 +285,7 @@ def shard_batch(kind, rng, root, tally, builder, count):
             bad = (files.flipped if way < 8 else files.mangled)(rng, content)
         path.write_bytes(bad)
         read_shard(folder, before, tally)
-    path.write_bytes(content)
+        path.write_bytes(content)
 
 
 def read_shard(folder, before, tally):
@@ -304,13 +304,13 @@ def read_shard(folder, before, tally):
             continue
         tally.add("good")
         if not all(np.array_equal(found[name], record[name]) for name in record) or (picture != record["image"]).any():
-            tally.wrong(f"arrayrecord: record {i} came out as another")
+            tally.wrong(f"shard: record {i} came out as another")
     tally.add("quarantined" if damaged else "readable")
 
 
 BATCHES = {
     "png": (film_batch, 24), "jpeg": (film_batch, 24), "dicom": (film_batch, 24), "path": (path_batch, 12),
-    "csv": (table_input, 1), "xml": (xml_batch, 24), "archive": (archive_input, 1), "arrayrecord": (shard_batch, 60),
+    "csv": (table_input, 1), "xml": (xml_batch, 24), "archive": (archive_input, 1), "shard": (shard_batch, 60),
 }  # fmt: skip
 
 

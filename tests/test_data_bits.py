@@ -119,8 +119,9 @@ def test_an_interrupted_build_goes_on_with_its_own_bits_alone(tmp_path):
         with pytest.raises(ValueError, match=r"holds another build \(source\.bits differ\)"):
             data.build("table", tmp_path / f"{begun}", bits=wanted, **options)
         data.build("table", tmp_path / f"{begun}", bits=begun, **options)
-    with pytest.raises(ValueError, match="bits is 12; expected 8 or 16"):
-        data.build("table", tmp_path / "12", bits=12, **options)
+    for wrong in (12, 16.0, True, "16"):
+        with pytest.raises(ValueError, match=f"bits is {wrong!r}; expected 8 or 16"):
+            data.build("table", tmp_path / "12", bits=wrong, **options)
 
 
 def test_shards_of_16_bits_are_read_alike_in_every_way(tmp_path):
@@ -191,7 +192,7 @@ def test_a_look_sees_the_same_whatever_the_bits(tmp_path):
 
 @pytest.fixture(scope="module")
 def net():
-    model = luvit.LUViT(3, vit.Size(16, 1, 2, 32), 8)
+    model = luvit.LUViT(3, vit.Architecture(16, 1, 2, 32, patch=8))
     return model, model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 1), jnp.uint16))["params"]
 
 
@@ -217,8 +218,8 @@ def test_the_contract_says_what_the_network_does(dtype, half):
 
 def test_pixels_of_another_type_are_refused(net):
     model, params = net
-    with pytest.raises(ValueError, match="images are float32; expected uint8 or uint16"):
-        model.apply({"params": params}, jnp.zeros((1, 32, 32, 1)))
+    with pytest.raises(ValueError, match="images are int32; expected uint8 or uint16"):
+        model.apply({"params": params}, jnp.zeros((1, 32, 32, 1), jnp.int32))
 
 
 @pytest.mark.parametrize(

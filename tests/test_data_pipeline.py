@@ -80,7 +80,7 @@ def test_any_number_of_hosts_sees_the_same_global_batches(built, hosts, start):
     parts = [take(built, 5, host_index=h, host_count=hosts, start_step=start) for h in range(hosts)]
     for step, batch in enumerate(whole):
         for h in range(hosts):
-            same([parts[h][step]], [{name: values[h::hosts] for name, values in batch.items()}])
+            same([parts[h][step]], [{name: np.split(values, hosts)[h] for name, values in batch.items()}])
 
 
 def test_threads_do_not_change_the_batches(built):
@@ -95,9 +95,7 @@ def hashes(batches):
     for parts in zip(*batches, strict=True):
         digest = hashlib.sha256()
         for name in sorted(parts[0]):
-            whole = np.empty((sum(len(part[name]) for part in parts), *parts[0][name].shape[1:]), parts[0][name].dtype)
-            for host, part in enumerate(parts):
-                whole[host :: len(parts)] = part[name]
+            whole = np.concatenate([part[name] for part in parts])
             digest.update(name.encode() + str(whole.dtype).encode() + whole.tobytes())
         made.append(digest.hexdigest())
     return made
@@ -223,25 +221,30 @@ def test_augmentation_out_of_range_is_refused():
         Augment(rotate=400, flip=-1)
 
 
-def damaged(built, tmp_path, change, name="train"):
+KINDS = ("array_record", "pixels")
+
+
+def damaged(built, tmp_path, kind, change):
     copy = tmp_path / "shards"
     shutil.copytree(built, copy)
-    (path,) = copy.glob(f"*-{name}.array_record-*")
+    (path,) = copy.glob(f"*-train.{kind}-*")
     change(path)
     return copy, path.name
 
 
-@pytest.mark.parametrize("size", [0, 1, 40_000, -1])
-def test_a_file_of_another_size_is_refused_by_name(built, tmp_path, size):
-    copy, name = damaged(built, tmp_path, lambda path: path.write_bytes(path.read_bytes()[:size]))
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [0, 1, 3000, -1])
+def test_a_file_of_another_size_is_refused_by_name(built, tmp_path, kind, size):
+    copy, name = damaged(built, tmp_path, kind, lambda path: path.write_bytes(path.read_bytes()[:size]))
     for opened in (shards.Images, shards.Records):
         with pytest.raises(shards.DamagedShardError, match=name):
             opened(copy, "train")
     shards.Images(copy, "valid")
 
 
-def test_a_missing_file_is_named(built, tmp_path):
-    copy, name = damaged(built, tmp_path, pathlib.Path.unlink)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_missing_file_is_named(built, tmp_path, kind):
+    copy, name = damaged(built, tmp_path, kind, pathlib.Path.unlink)
     with pytest.raises(FileNotFoundError, match=name):
         shards.Images(copy, "train")
 
@@ -252,9 +255,10 @@ def flip(path, offset, bit):
     path.write_bytes(content)
 
 
-def test_flipped_bits_end_in_an_error_that_names_the_file_or_change_nothing(built, tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+def test_flipped_bits_end_in_an_error_that_names_the_file_or_change_nothing(built, tmp_path, kind):
     whole, refused = shards.images(built, "train", range(N)), []
-    copy, name = damaged(built, tmp_path, lambda path: None)
+    copy, name = damaged(built, tmp_path, kind, lambda path: None)
     path, rng = copy / name, np.random.default_rng(0)
     for _ in range(150):
         offset, bit = int(rng.integers(path.stat().st_size)), int(rng.integers(8))
@@ -265,32 +269,28 @@ def test_flipped_bits_end_in_an_error_that_names_the_file_or_change_nothing(buil
             assert name in str(error)
             refused.append((offset, bit))
         flip(path, offset, bit)
-    assert len(refused) > 10
-    flip(path, *refused[0])
+    assert len(refused) > 10 and (kind == "array_record" or len(refused) == 150)
+    flip(path, *refused[-1])
     for workers in (0, 1):  # and the one who asks for batches is told, though a worker wraps it in an error of its own
-        with pytest.raises((shards.DamagedShardError, RuntimeError), match=f"{name} is damaged at record"):
+        with pytest.raises(
+            (shards.DamagedShardError, RuntimeError), match=f"{name} is damaged at record|{name} has not the"
+        ):
             take(copy, N, workers=workers)
-
-
-def test_an_image_of_another_length_is_refused(built, monkeypatch):
-    images = shards.Images(built, "train")
-    images.shape = (12, 13, 1)
-    with pytest.raises(shards.DamagedShardError, match=r"record 2 \(its image is not 156 bytes\)"):
-        images.read([2])
 
 
 @pytest.mark.parametrize("record", [b"", b"\xff\xff", b"\x0a\x00"])
 def test_a_forged_record_is_refused(built, monkeypatch, record):
-    records = shards.Records(built, "train")
-    monkeypatch.setattr(type(records._stored), "__getitem__", lambda self, i: record)
-    with pytest.raises(shards.DamagedShardError, match="damaged at record 3"):
-        records[3]
+    records, images = shards.Records(built, "train"), shards.Images(built, "train")
+    monkeypatch.setattr(type(records._split), "record", lambda self, i: record)
+    for read in (lambda: records[3], lambda: images.read([3])):
+        with pytest.raises(shards.DamagedShardError, match=r"array_record-00000-of-00001 is damaged at record 3"):
+            read()
 
 
 def test_the_meter_tells_where_the_time_goes(built):
     meter = Meter()
     take(built, 3, meter=meter, columns={"weight": np.ones(N)})
-    assert all(meter.seconds[stage] > 0 for stage in ("read", "decode", "augment", "join"))
+    assert all(meter.seconds[stage] > 0 for stage in ("read", "check", "augment", "join"))
     meter.add("wait", 1.0)
     meter.add("transfer", 0.5)
     assert meter.waited() == 1.5

@@ -108,7 +108,7 @@ def test_a_build_that_dies_at_any_step_ends_in_the_same_files(tmp_path, monkeypa
             left[0] = 10**9
             data.build_source(Counting(counts), out, workers=1)
             assert tree(out) == expected, step
-    assert 40 < step < 200
+    assert 60 < step < 300
 
 
 def _cut(path):
@@ -122,12 +122,12 @@ def _flip(path):
 
 
 @pytest.mark.parametrize("damage", [_cut, _flip, pathlib.Path.unlink])
-@pytest.mark.parametrize("which", ["shards", ".partial"])
+@pytest.mark.parametrize("which", ["shards/*.array_record-", "shards/*.pixels-", ".partial/*.array_record-"])
 def test_a_shard_that_was_damaged_meanwhile_is_made_again(tmp_path, undisturbed, damage, which):
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         data.build_source(Counting(fail_at=9), out, workers=1)
-    [path] = (out / which).glob("*train*00001-of-00003*")
+    [path] = [path for path in out.glob(f"{which}*00001-of-00003*") if "train" in path.name]
     damage(path)
     (out / "shards" / "leftover").write_text("")
     source = Counting()

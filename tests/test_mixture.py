@@ -4,19 +4,23 @@ import itertools
 import json
 import pathlib
 import runpy
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from repgls_jax import mixture, phantom, policies, workflow
+from repgls_jax import evaluate, mixture, phantom, policies, workflow
 from repgls_jax.data import mix, pipeline, shards
 from repgls_jax.findings import CHEXPERT, NIH
+from repgls_jax.losses import masked_mean
+from repgls_jax.results import page
 from repgls_jax.train import luvit, parts
 from repgls_jax.train.journal import Journal
 
@@ -142,10 +146,13 @@ def test_findings_that_the_second_set_lacks_have_no_gradient(root, films, name):
     assert len(columns["state"]) == len(images)
     zeros = jnp.zeros((len(images), len(CHEXPERT)))
     loss = luvit.make_loss(Entries(), policy, 1, 0.1)
-    batch = {"image": jnp.zeros(()), **{k: jnp.asarray(v) for k, v in columns.items()}}
-    gradients = jax.grad(lambda p: loss(p, batch, jax.random.key(0), jnp.asarray(1))[0])(
-        {"logits": zeros, "rate": zeros + 0.5}
-    )
+    batch = {"image": jnp.zeros((len(images), 1, 1, 1)), **{k: jnp.asarray(v) for k, v in columns.items()}}
+
+    def total(params):
+        terms = loss(params, batch, jax.random.key(0), jnp.asarray(1)).values()
+        return sum(term.weight * masked_mean(term.values, term.mask) for term in terms)
+
+    gradients = jax.grad(total)({"logits": zeros, "rate": zeros + 0.5})
     absent = [CHEXPERT.index(f) for f in MASKED]
     known = CHEXPERT.index("Edema")
     for gradient in gradients.values():
@@ -217,7 +224,14 @@ def test_an_interrupted_run_goes_on_with_the_same_losses(done, root, films, tmp_
         ({"options": {}}, "", "'mine': missing a required argument: 'source'"),
         ({"options": "source=x"}, "", "options being names with values"),
         ({"options": {"source": "x", "image_size": 80}}, "", "'mine' has image_size 80, the run 64; leave it out"),
+        ({"options": {"source": 5}}, "", "'mine': an option is of the wrong type"),
+        ({"dataset": "repgls_jax.none:Source"}, "", "'mine': No module named 'repgls_jax.none'"),
+        ({"dataset": "repgls_jax.data:none"}, "", "'mine': .* has no attribute 'none'"),
+        ({"dataset": "phantom", "options": {"count": 200}}, "", "'mine' simulates the run's own patients"),
         ({"weight": 0}, "", "'mine' is 0; expected a positive number"),
+        ({"weight": float("nan")}, "", "'mine' is nan; expected a positive number"),
+        ({"weight": 5e-324}, "", "'mine' is 5e-324; expected a positive number, 1e-06 to 1e"),
+        ({"weight": 10**400}, "", "'mine' is 10{39}; expected a positive number"),
         ({"weight": "2"}, "", "'mine' is '2'; expected a positive number"),
         ({}, "policy=oracle", "'oracle' reads belief of every finding and masks none"),
     ],
@@ -243,6 +257,61 @@ def test_sets_that_cannot_be_together_are_refused_before_work_is_done(films, tmp
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("option", [{"columns": 5}, {"columns": "x"}, {"findings": []}, {"max_megapixels": "64"}])
+def test_options_of_the_wrong_type_are_told_with_the_set(films, tmp_path, option):
+    wrong = {"dataset": "table", "options": {"source": str(films), **option}}
+    with pytest.raises(ValueError, match="'mine': an option is of the wrong type"):
+        workflow.run(config({"mine": wrong}), tmp_path, SILENT)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bits_are_those_of_the_run_for_all_sets(films, tmp_path):
+    deep = GET(f"size=test,policy=hard,data=table,source={films},findings=nih")
+    deep.data.options.bits, deep.data.options.columns.report = 16, ""
+    other = tmp_path / "other"
+    shutil.copytree(films, other)
+    deep.data.also = {"mine": entry(other)}
+    workflow.check(deep)
+    (own,) = mixture.configs(deep).values()
+    assert own.data.options.bits == 16
+    deep.data.also = {"mine": {"dataset": "phantom", "options": {"count": 60}}}
+    with pytest.raises(ValueError, match=r"'mine' \(phantom\) has images of 8 bits, the run \(table\) of 16"):
+        workflow.run(deep, tmp_path / "runs", SILENT)
+    deep.data.also = {"mine": {"dataset": "table", "options": entry(other)["options"] | {"bits": 8}}}
+    with pytest.raises(ValueError, match="'mine' has bits 8, the run 16; leave it out"):
+        workflow.run(deep, tmp_path / "runs", SILENT)
+    shallow = config({"mine": {"dataset": "table", "options": entry(other)["options"] | {"bits": 16}}})
+    with pytest.raises(ValueError, match=r"'mine' \(table\) has images of 16 bits, the run \(phantom\) of 8"):
+        workflow.run(shallow, tmp_path / "runs", SILENT)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_further_set_needs_images_to_train_on_alone(films, tmp_path):
+    table = pa.csv.read_csv(films / "films.csv")
+    train = table.filter(pa.compute.not_equal(table["split"], "test"))
+    pa.csv.write_csv(train, tmp_path / "no_test.csv")
+    pa.csv.write_csv(table.filter(pa.compute.equal(table["split"], "test")), tmp_path / "no_train.csv")
+    made = entry(films)
+    made["options"]["table"] = str(tmp_path / "no_test.csv")
+    settings = config({"mine": made})
+    workflow.check(settings)
+    first = workflow.Prepared(None, None, None, CHEXPERT)
+    further = workflow.prepare_further(settings, first, tmp_path / "runs", SILENT)
+    assert further["mine"].data.summary["train"] == 20
+    made["options"]["table"] = str(tmp_path / "no_train.csv")
+    with pytest.raises(ValueError, match="'mine': the data has no images for train"):
+        workflow.check(config({"mine": made}))
+
+
+def test_the_page_names_every_set_however_many_there_are():
+    one = {"dataset": "mimic_cxr", "vocabulary": "chexpert", "images": 368_960, "weight": 0.5, "stages": {}}
+    sets = [one | {"name": f"a-set-with-a-long-name-{k}"} for k in range(8)]
+    said = dict(page._settings(evaluate._trained_on({"training_sets": sets})["trained on"]))
+    assert len(said) == 8
+    for k, text in enumerate(said.values()):
+        assert text.startswith(f"a-set-with-a-long-name-{k} (mimic_cxr)") and text.endswith("weight 0.5")
+
+
 def test_the_file_of_further_sets(films, tmp_path):
     file = tmp_path / "sets.json"
     file.write_text(json.dumps({"b": entry(films, weight=2), "a": entry(films, weight=0.5)}))
@@ -260,6 +329,11 @@ def test_the_file_of_further_sets(films, tmp_path):
         ("[]", "holds a list; expected an object"),
         ("{", "sets.json: Expecting property name"),
         ('{"a": {}, "a": {}}', "a stands twice"),
+        ('{"a": {"dataset": "table", "dataset": "nih"}}', "dataset stands twice"),
+        ("[" * 100_000, "nested too deeply"),
+        (" " * 2**20 + "{}", "more than 1048576 bytes"),
+        ('{"a.b": {}}', "names a set 'a.b'; expected 1 to 40 letters, digits"),
+        ('{"": {}}', "names a set ''"),
         (None, "sets.json: No such file or directory"),
     ],
 )

@@ -1,10 +1,11 @@
-"""Data sets: from raw files to image shards (TFDS, ArrayRecord) and from shards to batches.
+"""Data sets: from raw files to image shards (TFDS, ArrayRecord, files of pixels) and from shards to batches.
 
   source     what a data set offers        phantom, table   the data sets
   films      reading a film                official, cells  the tables of data sets
   features   the shape of an example       builder, build   writing shards, reports and manifest
   ledger     what is known of each shard   parallel, beam   processes, or other machines, that write them
-  shards     reading them                  pipeline, mix    batches of one data set, or of several
+  shards     reading them                  pixels           the files that hold their images
+  pipeline   batches                       mix              several data sets as one, and their order
   augment    random changes of films       meter            where the time of the input goes
   look       a page of what is in a build
 

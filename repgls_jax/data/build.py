@@ -1,6 +1,6 @@
 """Writes a data set to disk: image shards, reports, boxes, and last the manifest that declares them complete.
 
-<output>/shards/          TFDS folder with ArrayRecord files; no report text
+<output>/shards/          TFDS folder with ArrayRecord files, their pixels beside them; no report text
 <output>/reports.parquet  study_id, patient_id, split, findings, impression, report: one row per
                           study that has text and at least one usable image
 <output>/boxes.parquet    image_id, finding, x0, y0, x1, y1: in pixels of the stored image
@@ -23,12 +23,12 @@ from typing import Any
 
 import tqdm
 
-from repgls_jax.data import builder, ledger, parallel
+from repgls_jax.data import builder, ledger, parallel, pixels
 from repgls_jax.data.builder import PARTIAL, SHARDS
 from repgls_jax.data.ledger import Shard
 from repgls_jax.data.source import Source
 
-FORMAT = 2
+FORMAT = 3  # 2 had the pixels in ArrayRecord
 REPORTS, BOXES, MANIFEST = "reports.parquet", "boxes.parquet", "manifest.json"
 _BEGUN, _BUSY = "begun.json", "busy"  # in the folder PARTIAL
 _PACKAGES = ("repgls-jax", "numpy", "pillow", "pydicom", "pyarrow", "array-record", "tensorflow-datasets")
@@ -241,12 +241,14 @@ def _finish(
                 abouts.append(about)
                 total.add(shard.split, rows)
         summary = total.summary()
-    for path in {*folder.iterdir()} - {job.file(shard) for shard in shards}:
+    kept = {job.file(shard) for shard in shards}
+    for path in {*folder.iterdir()} - kept - {pixels.beside(file) for file in kept}:
         path.unlink()
     builder.write_metadata(job.source, folder, abouts)
     files = {
-        job.file(about.shard).name: {"images": about.images, "bytes": about.bytes, "sha256": about.sha256}
+        file.name: {"images": about.images, "bytes": file.bytes, "sha256": file.sha256}
         for about in abouts
+        for file in (about.records, about.pixels)
     }
     manifest = identity | summary | {"shards": files, "versions": _versions()}
     _write_json(job.output / MANIFEST, manifest, partial)

@@ -1,5 +1,6 @@
 """The one shape of an example in the image shards, whichever data set it came from.
 
+Its image is in a file of pixels, see :mod:`repgls_jax.data.pixels`; all else, and the image's checksum, in ArrayRecord.
 Report text is not part of it: shards may travel where text may not.
 """
 
@@ -24,20 +25,21 @@ SIMULATED = ("truth", "contrast", "belief", "reader", "masks")
 MASK_BITS = 16
 PIXELS: dict[Bits, type[np.unsignedinteger[Any]]] = {8: np.uint8, 16: np.uint16}
 
+CHECKSUM = "image_crc32"
 
-def spec(image_size: int, c: int, simulated: bool, bits: Bits = 8) -> tfds.features.FeaturesDict:
-    """Features of one example.
+
+def spec(image_size: int, c: int, simulated: bool) -> tfds.features.FeaturesDict:
+    """Features of one example, all but its image.
 
     Args:
       image_size: side of the square image in pixels.
       c: findings in the vocabulary.
       simulated: adds the phantom's known truth.
-      bits: of a pixel.
 
     Returns:
-      image uint8 or uint16 [h, w, 1]; image_id, patient_id, study_id, view, sex ("F", "M" or ""); age int16 (years, -1
-      unknown); has_report bool; labels int8 [c] (label states, -2 where none was given); observed bool [c] (a label was
-      given).
+      image_crc32 uint32 of the image's bytes; image_id, patient_id, study_id, view, sex ("F", "M" or ""); age int16
+      (years, -1 unknown); has_report bool; labels int8 [c] (label states, -2 where none was given); observed bool [c]
+      (a label was given).
       If simulated also truth int8 [c] in {0, 1}, contrast float32 [c], belief float32 [c] in [0, 1], reader int32,
       masks uint16 [h, w, 1] (bit k = finding k).
 
@@ -48,8 +50,7 @@ def spec(image_size: int, c: int, simulated: bool, bits: Bits = 8) -> tfds.featu
         raise ValueError(f"masks hold {MASK_BITS} findings, one bit each; this vocabulary has {c}")
     tensor, shape = tfds.features.Tensor, (image_size, image_size, 1)
     fields: dict[str, Any] = {
-        # Raw bytes: tf.Example would otherwise store each pixel as a varint, and PNG reads four times slower.
-        "image": tensor(shape=shape, dtype=PIXELS[bits], encoding="bytes"),
+        CHECKSUM: np.uint32,
         **{name: tfds.features.Text() for name in TEXT},
         "age": np.int16,
         "has_report": np.bool_,
@@ -68,13 +69,13 @@ def spec(image_size: int, c: int, simulated: bool, bits: Bits = 8) -> tfds.featu
     return tfds.features.FeaturesDict(fields)
 
 
-def example(record: dict[str, Any], simulated: bool) -> dict[str, Any]:
-    """A record as the example that :func:`spec` describes; text fields are left behind.
+def example(record: dict[str, Any], simulated: bool, checksum: int) -> dict[str, Any]:
+    """A record as the example that :func:`spec` describes; the image and the report's text are left behind.
 
     Raises:
       KeyError: the record lacks a field.
     """
-    fields: dict[str, Any] = {"image": record["image"][..., None], "has_report": bool(record["has_report"])}
+    fields: dict[str, Any] = {CHECKSUM: np.uint32(checksum), "has_report": bool(record["has_report"])}
     fields |= {name: record[name] for name in TEXT}
     names = ("age", "labels", "observed", *(SIMULATED if simulated else ()))
     for name in names:

@@ -63,7 +63,7 @@ class Form:
             raise ValueError(f"image_size is {self.image_size}; expected 8 to 4096 pixels")
         if self.fit not in images.FITS:
             raise ValueError(f"fit is {self.fit!r}; expected {' or '.join(images.FITS)}")
-        if self.bits not in images.BITS:
+        if self.bits not in images.BITS or not isinstance(self.bits, int):  # 16.0 is no number of bits
             raise ValueError(f"bits is {self.bits!r}; expected {' or '.join(map(str, images.BITS))}")
 
     def parameters(self) -> dict[str, Any]:

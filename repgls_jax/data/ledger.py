@@ -1,8 +1,8 @@
 """What a build knows of its shards: one ledger a shard, and what all ledgers say together.
 
-A ledger has a row for each image that was planned, and says which file the shard is. It is written after that file, so
-that a ledger without its file, or with another, means that the shard is to be made again. On disk it is a SHA-256, and
-the Parquet file that it is of.
+A ledger has a row for each image that was planned, and says which files the shard is. It is written after those files,
+so that a ledger without one of its files, or with another, means that the shard is to be made again. On disk it is a
+SHA-256, and the Parquet file that it is of.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ BOXES = pa.schema([("image_id", pa.string()), *_BOX])
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """Consecutive images of a split that go into one file.
+    """Consecutive images of a split that go into one file of pixels and one ArrayRecord file.
 
     Attributes:
       split: of the images.
@@ -55,21 +55,40 @@ class Shard:
 
 
 @dataclasses.dataclass(frozen=True)
+class File:
+    """A file as it was written: its name, its size, and its SHA-256."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: pathlib.Path) -> "File":
+        """Reads a file through."""
+        with path.open("rb") as file:
+            return cls(path.name, path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+
+    def is_at(self, path: pathlib.Path) -> bool:
+        """Whether ``path`` is this file; read only where its size is right."""
+        return path.is_file() and path.stat().st_size == self.bytes and File.of(path) == self
+
+
+@dataclasses.dataclass(frozen=True)
 class About:
     """What a ledger says of its shard.
 
     Attributes:
       shard: which one.
-      images: examples in the file; the rest was quarantined.
-      bytes: size of the file.
-      sha256: of the file.
+      images: examples in it; the rest was quarantined.
+      records: its ArrayRecord file.
+      pixels: its file of pixels.
       seconds: of processor time that it took.
     """
 
     shard: Shard
     images: int
-    bytes: int
-    sha256: str
+    records: File
+    pixels: File
     seconds: float
 
 
@@ -139,13 +158,8 @@ def read(path: pathlib.Path) -> tuple[About, pa.Table] | None:
         return None
     table = pq.read_table(io.BytesIO(body))
     about = json.loads(table.schema.metadata[_ABOUT])
-    return About(Shard(**about.pop("shard")), **about), table
-
-
-def digest(path: pathlib.Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    shard, records, pixels = Shard(**about.pop("shard")), File(**about.pop("records")), File(**about.pop("pixels"))
+    return About(shard, records=records, pixels=pixels, **about), table
 
 
 class Total:

@@ -93,9 +93,10 @@ def measure(folder: pathlib.Path, split: str, indices: Sequence[int] | np.ndarra
     black, white, mean, spread, padding, aspect = np.zeros((6, k), np.float32)
     digest = np.zeros(k, np.uint64)
     levels = np.arange(256)
+    opened = shards.Images(folder, split)
     for i in range(k):
         if i % _READ == 0:
-            films = shards.images(folder, split, [int(index) for index in indices[i : i + _READ]])[..., 0]
+            films = opened.read(indices[i : i + _READ])[..., 0]
         film = images.eight_bits(films[i % _READ])
         top, left, bottom, right = content(film)
         inner = film[top:bottom, left:right]

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-MAKING = ("read", "decode", "augment", "join")  # in the threads that make batches
+MAKING = ("read", "check", "augment", "join")  # in the threads that make batches
 WAITING = ("wait", "transfer")  # in the loop that uses them
 
 

@@ -1,15 +1,17 @@
 """Several data sets as one: their splits end to end, their findings in one vocabulary, their order by weight."""
 
-import bisect
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-import grain
 import numpy as np
 
 from repgls_jax import findings as findings_lib
 from repgls_jax.data.meter import Meter
 from repgls_jax.data.shards import Images
+
+_WHOLE = 2**31  # all weights together, in whole numbers; their products fit 64 bits
 
 # What a column says of a finding that its data set does not know: nothing. None of these reaches a loss, because
 # "observed" is False there.
@@ -104,48 +106,100 @@ class Joined:
         self._parts = tuple(parts)
         self.shape, self.dtype = shapes[0], parts[0].dtype
         self.lengths = [len(part) for part in parts]
-        self._ends = list(itertools.accumulate(self.lengths))
+        self._starts = np.array([0, *itertools.accumulate(self.lengths)])
 
     def __len__(self) -> int:
         """Number of examples."""
-        return self._ends[-1]
+        return int(self._starts[-1])
 
     def part(self, i: int) -> tuple[int, int]:
         """Which data set example ``i`` is of, and its number there."""
-        k = bisect.bisect_right(self._ends, i)
-        return k, i - (self._ends[k - 1] if k else 0)
+        k = int(np.searchsorted(self._starts, i, side="right")) - 1
+        return k, i - int(self._starts[k])
 
-    def read(self, indices: Sequence[int], meter: Meter | None = None) -> np.ndarray:
+    def read(self, indices: Sequence[int] | np.ndarray, meter: Meter | None = None) -> np.ndarray:
         """The images of the examples ``indices``, as :meth:`repgls_jax.data.shards.Images.read`."""
-        if len(self._parts) == 1:
-            return self._parts[0].read(indices, meter)
-        out = np.empty((len(indices), *self.shape), self.dtype)
-        places = [self.part(i) for i in indices]
+        out, indices = np.empty((len(indices), *self.shape), self.dtype), np.asarray(indices, np.int64)
         for k, part in enumerate(self._parts):
-            rows = [row for row, (of, _) in enumerate(places) if of == k]
-            out[rows] = part.read([places[row][1] for row in rows], meter)
+            rows = np.flatnonzero((self._starts[k] <= indices) & (indices < self._starts[k + 1]))
+            part.fill(out, rows, indices[rows] - self._starts[k], meter or Meter())
         return out
 
 
-def order(lengths: Sequence[int], weights: Sequence[float], seed: int) -> "grain.MapDataset[int]":
+class Order:
     """Endless examples of :class:`Joined`: each data set by its weight, shuffled anew when it is over.
 
-    Args:
-      lengths: images of each data set.
-      weights: positive shares, in any unit; none means by length, so that an image is as likely as any other.
-      seed: of the order, >= 0.
-
-    Raises:
-      ValueError: the weights do not fit.
+    Which example stands at a position follows from the seed and the position alone, whichever version of NumPy: the
+    shuffle sorts the bits of a counter-based generator, whose stream NumPy promises not to change.
     """
-    weights = list(weights) or [float(n) for n in lengths]
-    if len(weights) != len(lengths) or not all(0 < w < float("inf") for w in weights):
-        raise ValueError(f"weights are {weights}; expected {len(lengths)} positive numbers, one a data set")
-    stops = list(itertools.accumulate(lengths))
-    # One seed a data set, so that sets of equal length are not shuffled alike; the first has the seed itself.
-    seeds = [seed, *(int(s) for s in np.random.SeedSequence(seed).generate_state(len(lengths) - 1))]
-    sets = [
-        grain.MapDataset.range(stop - length, stop).seed(own).shuffle().repeat()
-        for stop, length, own in zip(stops, lengths, seeds, strict=True)
-    ]
-    return sets[0] if len(sets) == 1 else grain.MapDataset.mix(sets, weights)
+
+    def __init__(self, lengths: Sequence[int], weights: Sequence[float], seed: int):
+        """Describes the order.
+
+        Args:
+          lengths: images of each data set.
+          weights: positive shares, in any unit; none means by length, so that an image is as likely as any other.
+          seed: of the order, >= 0.
+
+        Raises:
+          ValueError: the weights do not fit.
+        """
+        if weights and (len(weights) != len(lengths) or not all(0 < w < float("inf") for w in weights)):
+            raise ValueError(f"weights are {list(weights)}; expected {len(lengths)} positive numbers, one a data set")
+        self._reduced = (lengths, weights, seed)
+        self._lengths = list(lengths)
+        self._starts = [0, *itertools.accumulate(lengths)]
+        self._shares = [max(1, round(_WHOLE * w / sum(weights))) for w in weights] or self._lengths
+        # Threads are in two rounds at a time where one ends.
+        self._shuffled = [
+            functools.lru_cache(3)(functools.partial(_shuffle, n, seed, k)) for k, n in enumerate(lengths)
+        ]
+
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        """Pickles the description."""
+        return Order, self._reduced
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """Examples at the positions int64 [k], each 0 or more; int64 [k]."""
+        examples = np.empty_like(positions)
+        parts, turns = self._drawn(positions)
+        for k, length in enumerate(self._lengths):
+            mine = np.flatnonzero(parts == k)
+            rounds, at = np.divmod(turns[mine], length)
+            for one in np.unique(rounds):
+                now = rounds == one
+                examples[mine[now]] = self._starts[k] + self._shuffled[k](int(one))[at[now]]
+        return examples
+
+    def batch(self, step: int, size: int) -> np.ndarray:
+        """Examples of the whole batch ``step``, int64 [size].
+
+        Several data sets take turns in a regular way, so their examples are shuffled within the batch: what pairs rows
+        (mixup) or deals them out (micro-batches) would meet a pattern.
+        """
+        rows, seed, sets = np.arange(size), self._reduced[2], len(self._lengths)
+        return self(step * size + (_shuffle(size, seed, sets, step) if sets > 1 else rows))
+
+    def _drawn(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which data set is drawn from at each position, and how often it was before.
+
+        In every run of sum(shares) positions each data set is drawn as often as its share says, evenly spread: the
+        first by its share of all positions, the second by its share of those that are left, and so on.
+        """
+        rest = sum(self._shares)
+        runs, before = np.divmod(positions, rest)
+        after = before + 1
+        parts, turns = np.empty_like(positions), np.empty_like(positions)
+        for k, share in enumerate(self._shares):
+            left_before, left_after = (x * (rest - share) // rest for x in (before, after))
+            drawn = before - left_before
+            mine = drawn != after - left_after
+            parts[mine], turns[mine] = k, (runs * share + drawn)[mine]
+            rest, before, after = rest - share, left_before, left_after
+        return parts, turns
+
+
+def _shuffle(length: int, seed: int, part: int, round_: int) -> np.ndarray:
+    """0 to length - 1 in an order of their own for every (seed, part, round)."""
+    bits = np.random.Philox(np.random.SeedSequence(seed, spawn_key=(part, round_))).random_raw(length)
+    return np.argsort(bits, kind="stable")

@@ -1,11 +1,12 @@
 """Batches from image shards, for training and for evaluation.
 
 The order of the data is a function of (seed, step) alone: not of the number of hosts, threads or worker processes. To
-resume, pass the step; no iterator state is saved. Grain orders and prefetches; a batch is read, augmented and joined
-with its labels as a whole, since a step of Python for each image would take longer than the image.
+resume, pass the step; no iterator state is saved. Grain runs and prefetches; a batch is ordered, read, augmented and
+joined with its labels as a whole, since a step of Python for each image would take longer than the image.
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from repgls_jax.data.meter import Meter
 from repgls_jax.data.shards import Images
 
 Batch = dict[str, np.ndarray]
+_ENDLESS = 2**40  # batches
 _RESERVED = ("image", "index", "valid")
 
 
@@ -38,10 +40,11 @@ class Augmentation(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class _Maker:
-    """Makes this host's part of a batch from the numbers of its examples."""
+    """Makes this host's part of a batch from the batch's number."""
 
     images: mix.Joined
     columns: dict[str, np.ndarray]
+    batch_size: int  # over all hosts
     host_index: int
     host_count: int
     meter: Meter
@@ -58,8 +61,10 @@ class _Maker:
                     "align columns with shards.examples(shards, split)"
                 )
 
-    def train(self, step: int, indices: np.ndarray) -> Batch:
+    def train(self, order: mix.Order, step: int) -> Batch:
         """Images, augmented, with their columns."""
+        first = self.host_index * self.batch_size // self.host_count
+        indices = order.batch(step, self.batch_size)[first:][: self.batch_size // self.host_count]
         made = self._joined(indices)
         if self.augment is not None:
             with self.meter.measure("augment"):
@@ -67,11 +72,13 @@ class _Maker:
                 draws = np.random.default_rng((self.seed, step)).uniform(
                     -1.0, 1.0, (len(indices) * self.host_count, self.augment.draws)
                 )
-                made["image"] = self.augment(made["image"], draws[self.host_index :: self.host_count])
+                made["image"] = self.augment(made["image"], draws[self.host_index * len(indices) :][: len(indices)])
         return made
 
-    def evaluate(self, indices: np.ndarray) -> Batch:
+    def evaluate(self, step: int) -> Batch:
         """Images with their columns; numbers past the end are blanks."""
+        local = self.batch_size // self.host_count
+        indices = np.arange(local) + (step * self.batch_size + self.host_index * local)
         valid = indices < len(self.images)
         read = self._joined(indices[valid])
         made = {name: np.zeros((len(indices), *values.shape[1:]), values.dtype) for name, values in read.items()}
@@ -81,7 +88,7 @@ class _Maker:
         return made | {"valid": valid}
 
     def _joined(self, indices: np.ndarray) -> Batch:
-        made = {"image": self.images.read(indices.tolist(), self.meter), "index": indices.astype(np.int32)}
+        made = {"image": self.images.read(indices, self.meter), "index": indices.astype(np.int32)}
         with self.meter.measure("join"):
             return made | {name: values[indices] for name, values in self.columns.items()}
 
@@ -110,7 +117,8 @@ def train_batches(
       split: train, valid or test.
       columns: name -> [n, ...] array in the order of the split's examples (label states, rates, truth, ...); of several
         builds, those of the first, then those of the second, and so on.
-      batch_size: over all hosts; host k gets rows k, k + hosts, ... of the global batch.
+      batch_size: over all hosts; host k gets the k-th block of the global batch, so that what is drawn for a row of it
+        on the devices (dropout, labels) is the same for any number of hosts.
       seed: of order and augmentation, >= 0.
       weights: of several builds, how often images of each are drawn; by their number of images if not given.
       start_step: batches to pass over; costs no reading.
@@ -130,15 +138,13 @@ def train_batches(
       FileNotFoundError: no shards there; raised by the call itself.
       DamagedShardError: a file is not what was written; its size by the call itself, its content when it is read.
     """
-    local = _local(batch_size, host_index, host_count)
+    _check(batch_size, host_index, host_count)
     if start_step < 0 or seed < 0:
         raise ValueError(f"start_step is {start_step}, seed {seed}; expected 0 or more")
     images = _open(shards, split)
-    maker = _Maker(images, _arrays(columns), host_index, host_count, meter or Meter(), seed, augment)
-    order = mix.order(images.lengths, weights, seed)[host_index::host_count]
-    batches = order.batch(local, drop_remainder=True, batch_fn=np.asarray).map_with_index(maker.train)
-    # Steps are passed over last: what is made of a step follows from its number.
-    return _iterate(batches[start_step:], threads, workers)
+    maker = _Maker(images, _arrays(columns), batch_size, host_index, host_count, meter or Meter(), seed, augment)
+    make = functools.partial(maker.train, mix.Order(images.lengths, weights, seed))
+    return _iterate(grain.MapDataset.range(start_step, _ENDLESS).map(make), threads, workers)
 
 
 def eval_batches(
@@ -164,13 +170,10 @@ def eval_batches(
     Raises:
       See :func:`train_batches`.
     """
-    local = _local(batch_size, host_index, host_count)
+    _check(batch_size, host_index, host_count)
     images = _open(shards, split)
-    maker = _Maker(images, _arrays(columns), host_index, host_count, meter or Meter())
-    numbers = grain.MapDataset.range(-(-len(images) // batch_size) * batch_size)[host_index::host_count]
-    return _iterate(
-        numbers.batch(local, drop_remainder=True, batch_fn=np.asarray).map(maker.evaluate), threads, workers
-    )
+    maker = _Maker(images, _arrays(columns), batch_size, host_index, host_count, meter or Meter())
+    return _iterate(grain.MapDataset.range(-(-len(images) // batch_size)).map(maker.evaluate), threads, workers)
 
 
 def _open(shards: str | pathlib.Path | Sequence[str | pathlib.Path] | mix.Joined, split: str) -> mix.Joined:
@@ -184,14 +187,13 @@ def _arrays(columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.asarray(values) for name, values in columns.items()}
 
 
-def _local(batch_size: int, host_index: int, host_count: int) -> int:
+def _check(batch_size: int, host_index: int, host_count: int) -> None:
     if host_count < 1 or not 0 <= host_index < host_count:
         raise ValueError(
             f"host_index is {host_index} of host_count {host_count}; expected 0 <= host_index < host_count"
         )
     if batch_size < 1 or batch_size % host_count:
         raise ValueError(f"batch_size {batch_size} is not a positive multiple of the {host_count} hosts")
-    return batch_size // host_count
 
 
 def _iterate(data: "grain.MapDataset[Batch]", threads: int, workers: int) -> Iterator[Batch]:

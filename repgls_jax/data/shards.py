@@ -1,15 +1,14 @@
 """Reads image shards: single records, many images at once, the small fields of a whole split, and masks.
 
-Shards are not trusted: files of the wrong size are refused when a split is opened, and each record is checked against
-its own checksum when it is read. Either way the message names the file.
+Shards are not trusted: files of the wrong size are refused when a split is opened. What a file holds is checked when it
+is read: each record of ArrayRecord against its own checksum, and each image, the first time that a process reads it,
+against the one that its record holds. Either way the message names the file.
 """
 
 import bisect
 import itertools
 import json
-import math
 import pathlib
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,56 +20,81 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from repgls_jax import findings as findings_lib
-from repgls_jax.data import features
+from repgls_jax.data import features, pixels
 from repgls_jax.data.meter import Meter
+from repgls_jax.data.pixels import DamagedShardError as DamagedShardError
 
-_LARGE = ("image", "masks")
-
-
-class DamagedShardError(OSError):
-    """A file of a shard folder is not what was written; the message names it."""
+_METADATA = "metadata.json"
+_UNREADABLE = -1  # in the place of a checksum
 
 
-class _Stored:
-    """The serialized examples of one split. Can be pickled, and read from several threads."""
+class _Split:
+    """The files of one split. Can be read from several threads.
 
-    def __init__(self, shards: str | pathlib.Path, split: str):
+    Attributes:
+      features: of an example, all but its image.
+      shape: (h, w, 1) of an image.
+      dtype: uint8 or uint16.
+      pixels: one reader a shard.
+      starts: number of the first example of each shard, and how many there are in all: int64 [shards + 1].
+    """
+
+    def __init__(self, folder: str | pathlib.Path, split: str):
         """Opens a split; see :class:`Records` for what it raises."""
-        shards = pathlib.Path(shards)
-        if not (shards / "dataset_info.json").exists():
-            raise FileNotFoundError(f"{shards} holds no image shards; expected the folder 'shards' of a complete build")
-        builder = tfds.builder_from_directory(shards)
+        folder = pathlib.Path(folder)
+        if not (folder / "dataset_info.json").exists():
+            raise FileNotFoundError(f"{folder} holds no image shards; expected the folder 'shards' of a complete build")
+        builder = tfds.builder_from_directory(folder)
         if split not in builder.info.splits:
-            raise ValueError(f"split {split!r} is not in {shards}; expected one of {', '.join(builder.info.splits)}")
+            raise ValueError(f"split {split!r} is not in {folder}; expected one of {', '.join(builder.info.splits)}")
         self.features: tfds.features.FeaturesDict = builder.info.features
+        self.shape, self.dtype = _image(folder)
         info = builder.info.splits[split]
         files = info.file_instructions
+        pixels.make_room(2 * len(files))
         self._paths = [pathlib.Path(file.filename) for file in files]
-        self._ends = list(itertools.accumulate(file.examples_in_shard for file in files))
+        lengths = [file.examples_in_shard for file in files]
+        self.starts = np.array([0, *itertools.accumulate(lengths)])
         if sum(path.stat().st_size for path in self._paths) != info.num_bytes:
             raise DamagedShardError(_which(files, split))
-        self._reduced = (shards, split)
+        self.pixels = [
+            pixels.Reader(pixels.beside(path), (length, *self.shape), self.dtype)
+            for path, length in zip(self._paths, lengths, strict=True)
+        ]
         # A single record gains nothing from ArrayRecord's own threads, and waits for them.
         self._source = ArrayRecordDataSource(files, reader_options={"max_parallelism": "1"})
 
-    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
-        """Pickles the description; the copy opens its own files."""
-        return _Stored, self._reduced
-
     def __len__(self) -> int:
-        return self._ends[-1]
+        return int(self.starts[-1])
 
-    def __getitem__(self, i: int) -> bytes:
+    def record(self, i: int) -> bytes:
+        """Example ``i``, serialized."""
         try:
             return self._source[i]
         except (RuntimeError, IndexError) as error:  # what ArrayRecord raises on damage
             raise self.damaged(i, str(error)) from None
 
+    def place(self, i: int) -> tuple[int, int]:
+        """The shard of example ``i``, and its number there."""
+        shard = bisect.bisect_right(self.starts, i) - 1
+        return shard, i - int(self.starts[shard])
+
     def damaged(self, i: int, reason: str) -> DamagedShardError:
-        """The error for example ``i``."""
-        shard = bisect.bisect_right(self._ends, i)
-        at = i - (self._ends[shard - 1] if shard else 0)
+        """The error for the record of example ``i``."""
+        shard, at = self.place(i)
         return DamagedShardError(f"{self._paths[shard]} is damaged at record {at} ({reason}); copy or build it again")
+
+
+def _image(folder: pathlib.Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of the images of a folder."""
+    said = json.loads((folder / _METADATA).read_text()).get("image")
+    if said is None:
+        raise ValueError(f"{folder} was written by an older version, which kept pixels elsewhere; build it again")
+    if said["dtype"] not in [np.dtype(dtype).name for dtype in features.PIXELS.values()]:
+        raise ValueError(
+            f"{folder} holds images of {said['dtype']}; expected uint8 or uint16, build the data set again"
+        )
+    return tuple(said["shape"]), np.dtype(said["dtype"])
 
 
 def _which(files: Sequence[Any], split: str) -> str:
@@ -89,6 +113,17 @@ def _which(files: Sequence[Any], split: str) -> str:
     return f"{named}: not of the size that was written; copy or build it again"
 
 
+def _checksum(record: bytes) -> int:
+    """The image's checksum that a serialized example holds; -1 where it holds none."""
+    try:
+        # Not features[...]: looking a name up in such a map would make an entry of it.
+        stored = tf_example_pb2.Example.FromString(record).features.feature.get(features.CHECKSUM)
+    except DecodeError:
+        return _UNREADABLE
+    values: Sequence[int] = stored.int64_list.value if stored is not None else ()
+    return values[0] if len(values) == 1 else _UNREADABLE
+
+
 class Records:
     """One split of a shard folder as a sequence of dicts that hold only the fields asked for.
 
@@ -102,21 +137,23 @@ class Records:
         Args:
           shards: the folder "shards" of a build.
           split: train, valid or test.
-          fields: names of :func:`repgls_jax.data.features.spec`; none for all.
+          fields: "image" and names of :func:`repgls_jax.data.features.spec`; none for all.
 
         Raises:
           FileNotFoundError: no shards there, or one is missing.
-          ValueError: no such split or field.
+          ValueError: no such split or field, or shards of an older version.
           DamagedShardError: the files have not the size that was written.
         """
-        self._stored = _Stored(shards, split)
-        stored = self._stored.features
-        unknown = [name for name in fields if name not in stored]
+        self._split = _Split(shards, split)
+        stored = self._split.features
+        known = ["image", *(name for name in stored if name != features.CHECKSUM)]
+        unknown = [name for name in fields if name not in known]
         if unknown:
-            raise ValueError(f"{shards} has no field {', '.join(unknown)}; it has {', '.join(stored)}")
-        self.fields = tuple(fields) or tuple(stored)
+            raise ValueError(f"{shards} has no field {', '.join(unknown)}; it has {', '.join(known)}")
+        self.fields = tuple(fields) or tuple(known)
         self._reduced = (shards, split, self.fields)
-        self._features = tfds.features.FeaturesDict({name: stored[name] for name in self.fields})
+        parsed = [features.CHECKSUM if name == "image" else name for name in self.fields]
+        self._features = tfds.features.FeaturesDict({name: stored[name] for name in parsed})
 
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
         """Pickles the description; the copy opens its own files."""
@@ -124,24 +161,40 @@ class Records:
 
     def __len__(self) -> int:
         """Number of examples."""
-        return len(self._stored)
+        return len(self._split)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        """Example ``i``; text as str.
+        """Example ``i``; text as str, the image uint8 or uint16 [h, w, 1].
 
         Raises:
-          DamagedShardError: the record is not as it was written.
+          DamagedShardError: the record or the image is not as it was written.
         """
-        raw = self._stored[i]
+        raw = self._split.record(i)
         try:
             example = self._features.deserialize_example_np(raw)
-            return {k: v.decode() if isinstance(v, bytes) else v for k, v in example.items()}
+            example = {k: v.decode() if isinstance(v, bytes) else v for k, v in example.items()}
         except (DecodeError, TypeError, KeyError, ValueError) as error:  # well framed, and yet no example of ours
-            raise self._stored.damaged(i, type(error).__name__) from None
+            raise self._split.damaged(i, type(error).__name__) from None
+        if features.CHECKSUM in example:
+            checksum, image = int(example.pop(features.CHECKSUM)), np.empty(self._split.shape, self._split.dtype)
+            shard, at = self._split.place(i)
+            self._split.pixels[shard].read(at, image)
+            _require(self._split, i, image, checksum)
+            example["image"] = image
+        return example
+
+
+def _require(split: _Split, i: int, image: np.ndarray, checksum: int) -> None:
+    """Raises DamagedShardError unless the image of example ``i`` has that checksum."""
+    if checksum == _UNREADABLE:
+        raise split.damaged(i, "it does not tell the checksum of its image")
+    if pixels.checksum(image) != checksum:
+        shard, at = split.place(i)
+        raise split.pixels[shard].damaged(at, "its checksum is another than its record says")
 
 
 class Images:
-    """The images of one split, many at a time; TFDS's own reading of a record takes longer than all the rest.
+    """The images of one split, many at a time.
 
     Can be pickled for worker processes and read from several threads.
 
@@ -156,15 +209,10 @@ class Images:
         Raises:
           ValueError: the images are not of 8 or 16 bits; else what :class:`Records` raises.
         """
-        self._stored = _Stored(shards, split)
+        self._split = _Split(shards, split)
         self._reduced = (shards, split)
-        image = self._stored.features["image"]
-        self.shape: tuple[int, ...] = image.shape
-        self.dtype: np.dtype[Any] = np.dtype(image.np_dtype)
-        if self.dtype not in features.PIXELS.values():
-            raise ValueError(
-                f"{shards} holds images of {self.dtype}; expected uint8 or uint16, build the data set again"
-            )
+        self.shape, self.dtype = self._split.shape, self._split.dtype
+        self._checked = np.zeros(len(self._split), np.bool_)
 
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
         """Pickles the description; the copy opens its own files."""
@@ -172,42 +220,40 @@ class Images:
 
     def __len__(self) -> int:
         """Number of examples."""
-        return len(self._stored)
+        return len(self._split)
 
-    def read(self, indices: Sequence[int], meter: Meter | None = None) -> np.ndarray:
+    def read(self, indices: Sequence[int] | np.ndarray, meter: Meter | None = None) -> np.ndarray:
         """The images of the examples ``indices``, in that order: uint8 or uint16 [k, h, w, 1], writable.
 
         Args:
           indices: 0 to n - 1.
-          meter: told the time for "read" (the files) and "decode" (the pixels).
+          meter: told the time for "read" (the files) and "check" (the checksums).
 
         Raises:
-          DamagedShardError: a record is not as it was written.
+          IndexError: an index is out of range.
+          DamagedShardError: an image, or the record with its checksum, is not as it was written.
         """
         out = np.empty((len(indices), *self.shape), self.dtype)
-        flat = out.reshape(len(indices), math.prod(self.shape))
-        reading, began = 0.0, time.perf_counter()
-        for k, i in enumerate(indices):
-            start = time.perf_counter()
-            raw = self._stored[i]
-            reading += time.perf_counter() - start
-            flat[k] = self._pixels(raw, i)
-        if meter is not None:
-            meter.add("read", reading)
-            meter.add("decode", time.perf_counter() - began - reading)
+        self.fill(out, np.arange(len(indices)), np.asarray(indices, np.int64), meter or Meter())
         return out
 
-    def _pixels(self, raw: bytes, i: int) -> np.ndarray:
-        try:
-            # Not features["image"]: looking a name up in such a map would make an entry of it.
-            stored = tf_example_pb2.Example.FromString(raw).features.feature.get("image")
-        except DecodeError:
-            raise self._stored.damaged(i, "not an example") from None
-        values: Sequence[bytes] = stored.bytes_list.value if stored is not None else ()
-        wanted = math.prod(self.shape) * self.dtype.itemsize
-        if len(values) != 1 or len(values[0]) != wanted:
-            raise self._stored.damaged(i, f"its image is not {wanted} bytes")
-        return np.frombuffer(values[0], self.dtype)
+    def fill(self, out: np.ndarray, rows: np.ndarray, indices: np.ndarray, meter: Meter) -> None:
+        """Reads the images of the examples ``indices`` [k] into the ``rows`` [k] of ``out``; else as :meth:`read`."""
+        outside = indices[(indices < 0) | (indices >= len(self))]
+        if outside.size:
+            raise IndexError(f"example {outside[0]} of {len(self)}")
+        starts, readers = self._split.starts, self._split.pixels
+        shards = np.searchsorted(starts, indices, side="right") - 1
+        places = indices - starts[shards]
+        with meter.measure("read"):
+            for row, shard, at in zip(rows.tolist(), shards.tolist(), places.tolist(), strict=True):
+                readers[shard].read(at, out[row])
+        new = np.flatnonzero(~self._checked[indices])
+        if new.size:
+            with meter.measure("check"):
+                for row, i in zip(rows[new].tolist(), indices[new].tolist(), strict=True):
+                    _require(self._split, i, out[row], _checksum(self._split.record(i)))
+            self._checked[indices] = True
 
 
 def vocabulary(shards: str | pathlib.Path) -> findings_lib.Vocabulary:
@@ -216,7 +262,7 @@ def vocabulary(shards: str | pathlib.Path) -> findings_lib.Vocabulary:
     Raises:
       FileNotFoundError: no shards there.
     """
-    path = pathlib.Path(shards) / "metadata.json"
+    path = pathlib.Path(shards) / _METADATA
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; expected the folder 'shards' of a complete build")
     stored = json.loads(path.read_text())["vocabulary"]
@@ -232,7 +278,7 @@ def examples(shards: str | pathlib.Path, split: str) -> dict[str, np.ndarray]:
       int32 [n].
     """
     stored = tfds.builder_from_directory(shards).info.features
-    records = Records(shards, split, [name for name in stored if name not in _LARGE])
+    records = Records(shards, split, [name for name in stored if name not in ("masks", features.CHECKSUM)])
     n = len(records)
     table: dict[str, Any] = {
         name: [] if name in features.TEXT else np.empty((n, *stored[name].shape), stored[name].np_dtype)
@@ -249,7 +295,7 @@ def examples(shards: str | pathlib.Path, split: str) -> dict[str, np.ndarray]:
 
 def images(shards: str | pathlib.Path, split: str, indices: Sequence[int]) -> np.ndarray:
     """Images of the examples ``indices``, uint8 or uint16 [k, h, w, 1]."""
-    return Images(shards, split).read([int(i) for i in indices])
+    return Images(shards, split).read(indices)
 
 
 def masks(shards: str | pathlib.Path, split: str, indices: Sequence[int]) -> np.ndarray:
