@@ -5,6 +5,7 @@ tokens, each giving one logit. A second head predicts the report's rate from the
 it into the rest, so that methods which differ in their rates are compared on equal features.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from jax import Array
 
 from repgls_jax.models import vit
+from repgls_jax.models.attention import Attention, choose
 
 HALF = {"uint8": 127.5, "uint16": 32767.5}  # half of white, by the type of the pixels
 
@@ -75,38 +77,136 @@ class FindingHead(nn.Module):
 class LUViT(nn.Module):
     """Images to logits and predicted rates.
 
+    The finding queries read the patches and, where the encoder has one, the class token, which sums up the film in
+    pre-trained encoders. Registers stay unread: they are where such an encoder keeps what belongs to no place.
+
     Attributes:
       findings: c, the number of findings.
-      size: encoder shape.
-      patch: patch side in pixels.
-      dropout: on the residual branches, in [0, 1).
-      dtype: of the computation (parameters stay float32); None keeps the input's.
+      architecture: of the encoder; the read-out takes its heads and MLP width.
+      dropout: on the encoder's residual branches, in [0, 1).
+      drop_path: stochastic depth of the encoder's last block, in [0, 1), see :class:`vit.VisionTransformer`.
+      dtype: of the computation; None keeps float32. Parameters, the statistics of LayerNorms, softmax, logits and rates
+        are float32 in any case.
+      remat: what the backward pass computes again, one of :data:`vit.REMAT`.
+      scan: one compiled block for all instead of one after the other.
+      attention: the encoder's implementation, see :func:`repgls_jax.models.attention.choose`.
+      constrain: applied to activations [b, l, d] after the embedding, every block and the read-out; for sharding.
     """
 
     findings: int
-    size: vit.Size
-    patch: int
+    architecture: vit.Architecture
     dropout: float = 0.0
+    drop_path: float = 0.0
     dtype: Any = None
+    remat: str = "none"
+    scan: bool = False
+    attention: str = "xla"
+    constrain: vit.Constrain = vit.identity
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
-        """images [b, h, w, 1] uint8 or uint16 -> {"logits": [b, c] float32, "rate": [b, c] float32 in (-1, 1)}."""
-        x = normalize(images, self.dtype or jnp.float32)
-        tokens = vit.VisionTransformer(self.size, self.patch, self.dropout, self.dtype, name="encoder")(x, train)
+        """Logits and rates of films.
+
+        Args:
+          images: [b, h, w, 1] uint8 or uint16 grey, or floats that :func:`normalize` has already made of them.
+          train: draws dropout and stochastic depth from the rng "dropout".
+
+        Returns:
+          {"logits": [b, c] float32, "rate": [b, c] float32 in (-1, 1)}.
+        """
+        arch = self.architecture
+        dtype = self.dtype or jnp.float32
+        x = images.astype(dtype) if jnp.issubdtype(images.dtype, jnp.floating) else normalize(images, dtype)
+        tokens = vit.VisionTransformer(
+            arch,
+            self.dropout,
+            self.drop_path,
+            self.dtype,
+            self.remat,
+            self.scan,
+            self.attention,
+            self.constrain,
+            name="encoder",
+        )(x, train)
+        if arch.registers:
+            first = int(arch.class_token)
+            tokens = jnp.concatenate([tokens[:, :first], tokens[:, arch.prefix :]], axis=1)
         b, _, d = tokens.shape
         queries = self.param("queries", nn.initializers.normal(0.02), (1, self.findings, d))
         queries = jnp.broadcast_to(queries.astype(tokens.dtype), (b, self.findings, d))
-        y = queries + vit.Attention(self.size.heads, self.dtype, name="read")(queries, tokens)
-        y = y + vit.Mlp(self.size.mlp, self.dtype, name="mlp")(nn.LayerNorm(dtype=self.dtype, name="mlp_norm")(y))
-        y = nn.LayerNorm(dtype=self.dtype, name="norm")(y)
+        y = queries + Attention(arch.heads, self.dtype, name="read")(queries, tokens)
+        y = y + vit.Mlp(arch.mlp, self.dtype, name="mlp")(nn.LayerNorm(dtype=self.dtype, name="mlp_norm")(y))
+        y = self.constrain(nn.LayerNorm(dtype=self.dtype, name="norm")(y))
         # About one film in eight shows a given finding: starting there spares the first epochs the way down from 1/2.
         logits = FindingHead(bias=-2.0, name="presence")(y)
         rate = jnp.tanh(FindingHead(name="uncertainty")(jax.lax.stop_gradient(y)))
         return {"logits": logits, "rate": rate}
 
 
-def build(name: str, findings: int, dropout: float = 0.0, dtype: Any = None) -> LUViT:
-    """The LU-ViT called ``name`` ("S/16") for ``findings`` findings; raises ValueError for an unknown name."""
-    size, patch = vit.parse_model(name)
-    return LUViT(findings, size, patch, dropout, dtype)
+def build(
+    name: str,
+    findings: int,
+    dropout: float = 0.0,
+    *,
+    drop_path: float = 0.0,
+    dtype: Any = None,
+    remat: str = "none",
+    scan: bool = False,
+    attention: str = "xla",
+    constrain: vit.Constrain = vit.identity,
+    architecture: vit.Architecture | None = None,
+) -> LUViT:
+    """The LU-ViT called ``name`` ("S/16"), or of ``architecture`` where that is given and the name is not looked at.
+
+    Args:
+      name: see :func:`vit.parse_model`.
+      findings: number of findings.
+      dropout: see :class:`LUViT`, as for the arguments below.
+      drop_path: stochastic depth.
+      dtype: of the computation, such as "bfloat16".
+      remat: what is computed again.
+      scan: scanned or unrolled blocks.
+      attention: implementation.
+      constrain: hook for sharding.
+      architecture: of a pre-trained encoder, say.
+
+    Raises:
+      ValueError: the name, ``remat`` or ``attention`` is unknown, or a share is outside [0, 1).
+    """
+    if not (0 <= dropout < 1 and 0 <= drop_path < 1):
+        raise ValueError(f"dropout is {dropout} and drop_path {drop_path}; expected shares in [0, 1)")
+    if remat not in vit.REMAT:
+        raise ValueError(f"remat {remat!r} is unknown; expected one of {', '.join(vit.REMAT)}")
+    if architecture is None:
+        architecture, _ = vit.parse_model(name)
+    kind = None if dtype is None else jnp.dtype(dtype)
+    choose(attention, kind or jnp.float32, architecture.width // architecture.heads)
+    return LUViT(findings, architecture, dropout, drop_path, kind, remat, scan, attention, constrain)
+
+
+def describe(model: LUViT) -> dict[str, Any]:
+    """The model's architecture as JSON, from which :func:`from_description` builds it again."""
+    return dataclasses.asdict(model.architecture)
+
+
+def from_description(description: Mapping[str, Any] | str, findings: int, **execution: Any) -> LUViT:
+    """The model of a checkpoint.
+
+    Args:
+      description: of :func:`describe`, or a name such as "S/16", which is what older checkpoints hold.
+      findings: number of findings.
+      execution: arguments of :func:`build` on how to compute.
+
+    Raises:
+      ValueError: the description has fields that are unknown here, lacks some, or does not fit together.
+    """
+    if isinstance(description, str):
+        return build(description, findings, **execution)
+    fields = dataclasses.fields(vit.Architecture)
+    unknown = sorted(set(description) - {f.name for f in fields})
+    missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in description]
+    if unknown or missing:
+        raise ValueError(
+            f"architecture with unknown fields {unknown} and without {missing}: was it stored by another version?"
+        )
+    return build("", findings, architecture=vit.Architecture(**description), **execution)

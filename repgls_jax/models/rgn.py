@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from repgls_jax import losses
 from repgls_jax.models import tokens, vit
 
 STATES = 4  # not mentioned, uncertain, negative, positive: state + 2
@@ -133,7 +134,7 @@ class RGN(nn.Module):
 
 def guidance(
     predicted: Array, expert: Array, weight: Array, delta: float, ordering: float, shift: Array
-) -> dict[str, Array]:
+) -> dict[str, losses.Term]:
     """Expert guidance: Huber to the expert rate, and a hinge on the order of pairs.
 
     Pairs are formed between each study and the one ``shift`` places further in the batch, finding by finding: wherever
@@ -148,18 +149,15 @@ def guidance(
       shift: scalar integer in [1, b).
 
     Returns:
-      {"loss", "huber", "ordering"}: scalars float32.
+      Terms "huber" and "ordering", [b, c], unreduced.
     """
     error = jnp.abs(predicted - expert)
     huber = jnp.where(error < delta, 0.5 * error**2 / delta, error - 0.5 * delta)
-    fit = (huber * weight).sum() / jnp.maximum(weight.sum(), 1.0)
-
     gap = expert - jnp.roll(expert, shift, axis=0)
     lead = predicted - jnp.roll(predicted, shift, axis=0)
     pair = weight * jnp.roll(weight, shift, axis=0) * (gap > 0)
     hinge = jax.nn.relu(0.5 * gap - lead)
-    order = (hinge * pair).sum() / jnp.maximum(pair.sum(), 1.0)
-    return {"loss": fit + ordering * order, "huber": fit, "ordering": order}
+    return {"huber": losses.Term(huber, weight), "ordering": losses.Term(hinge, pair, ordering)}
 
 
 def build(findings: int, **settings: Any) -> RGN:
