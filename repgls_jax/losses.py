@@ -6,6 +6,8 @@ Source of the equations: Wei et al., "To Smooth or Not? When Label Smoothing Mee
 Every loss is unreduced: masking and the mean live once, in the train step.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -83,18 +85,51 @@ def ramp_negative(r: Array, step: Array, warmup: int, ramp: int) -> Array:
     return jnp.maximum(r, 0.0) + jnp.clip(progress, 0.0, 1.0) * jnp.minimum(r, 0.0)
 
 
-def masked_mean(values: Array, mask: Array) -> Array:
-    """Mean of ``values`` where ``mask`` is set; 0 where nothing is.
+class Term(NamedTuple):
+    """One term of a loss, unreduced; the train step takes its mean and adds ``weight`` times it.
 
-    The value does not depend on what stands under the mask, even NaN; nor does the gradient, as long as the loss there
+    Attributes:
+      values: [...] float32.
+      mask: [...] bool, or float32 weights of at least 0; neither depends on the network.
+      weight: scalar.
+    """
+
+    values: Array
+    mask: Array
+    weight: float | Array = 1.0
+
+
+def joined(first: dict[str, Term], second: dict[str, Term]) -> dict[str, Term]:
+    """Each example under two labels, as one set of terms; weights are the first's.
+
+    Along a new last axis: the first one may be split over devices, and nothing has to move.
+    """
+    made = {}
+    for name, one in first.items():
+        other = second[name]
+        values, mask = jnp.stack([one.values, other.values], axis=-1), jnp.stack([one.mask, other.mask], axis=-1)
+        made[name] = Term(values, mask, one.weight)
+    return made
+
+
+def masked_sum(values: Array, mask: Array) -> tuple[Array, Array]:
+    """Weighted sum of ``values`` where ``mask`` is set, and the sum of the weights.
+
+    The sum does not depend on what stands under the mask, even NaN; nor does the gradient, as long as the loss there
     was computed from finite numbers, which the label policies see to.
 
     Args:
       values: [...] float32.
-      mask: [...] bool.
+      mask: [...] bool, or float32 weights of at least 0.
 
     Returns:
-      Scalar float32.
+      Scalars float32.
     """
-    kept = jnp.where(mask, values, 0.0)
-    return kept.sum() / jnp.maximum(mask.sum().astype(jnp.float32), 1.0)
+    weights = mask.astype(jnp.float32)
+    return jnp.where(weights > 0, values * weights, 0.0).sum(), weights.sum()
+
+
+def masked_mean(values: Array, mask: Array) -> Array:
+    """Mean of ``values`` where ``mask`` is set; 0 where nothing is. See :func:`masked_sum`."""
+    total, count = masked_sum(values, mask)
+    return total / jnp.maximum(count, 1.0)

@@ -1,10 +1,9 @@
-"""What a training run carries from step to step, and the optimizer."""
+"""What a training run carries from step to step."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 from flax import struct
 from jax import Array
@@ -21,37 +20,26 @@ class TrainState(struct.PyTreeNode):
       seed: scalar uint32, the one root of all randomness; a step folds its own number in.
       params: nested dict of arrays.
       opt_state: of the optimizer.
+      ema: running average of the parameters, shaped like them; None in a run without.
     """
 
     step: Array
     seed: Array
     params: Params
     opt_state: optax.OptState
+    ema: Params | None = None
+
+    @property
+    def weights(self) -> Params:
+        """The parameters to evaluate and to hand on: the average where there is one."""
+        return self.params if self.ema is None else self.ema
 
     def key(self) -> Array:
         """The random key of this step."""
         return jax.random.fold_in(jax.random.key(self.seed), self.step)
 
 
-def create(params: Params, tx: optax.GradientTransformation, seed: int) -> TrainState:
-    """The state before the first step."""
-    return TrainState(jnp.int32(0), jnp.uint32(seed), params, tx.init(params))
-
-
-def optimizer(config: ml_collections.ConfigDict, steps: int) -> optax.GradientTransformation:
-    """AdamW with linear warm-up, cosine decay to zero and clipping by global norm; decays matrices only.
-
-    Args:
-      config: learning_rate, weight_decay, warmup (share of the run, in [0, 1)), clip (global norm).
-      steps: length of the run.
-    """
-    warmup = max(1, round(config.warmup * steps))
-    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, max(steps, warmup + 1))
-
-    def matrices(params: Params) -> Params:
-        return jax.tree.map(lambda p: p.ndim > 1, params)
-
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip),
-        optax.adamw(schedule, b2=0.98, weight_decay=config.weight_decay, mask=matrices),
-    )
+def create(params: Params, tx: optax.GradientTransformation, seed: int, ema: float = 0.0) -> TrainState:
+    """The state before the first step; ``ema`` above 0 adds the average, which starts at the parameters."""
+    average = jax.tree.map(jnp.copy, params) if ema > 0 else None
+    return TrainState(jnp.int32(0), jnp.uint32(seed), params, tx.init(params), average)
