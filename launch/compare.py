@@ -15,11 +15,10 @@ import pyarrow.parquet as pq
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from repgls_jax import evaluate, workflow
-from repgls_jax.config import parse_flags
+from repgls_jax import distributed, evaluate, workflow
+from repgls_jax.config import parse_flags, plain
 from repgls_jax.data import shards
 from repgls_jax.results import compare, table
-from repgls_jax.train.journal import Journal
 from repgls_jax.train.loop import DivergedError
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/luvit.py", "config file, with arguments after a colon")
@@ -27,6 +26,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs", "folder of the stages")
 _POLICIES = flags.DEFINE_list("policies", None, "label policies; the first is the baseline", required=True)
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "seeds of the runs")
 _OUTPUT = flags.DEFINE_string("output", None, "folder to write to", required=True)
+distributed.define_flags()
 
 
 def _with(policy: str, seed: int) -> ml_collections.ConfigDict:
@@ -41,7 +41,16 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     logging.set_verbosity(logging.WARNING)
-    journal, output = Journal(), pathlib.Path(_OUTPUT.value)
+    try:
+        settings = plain(_CONFIG.value)  # the file is read here
+    except OSError as error:
+        raise SystemExit(f"error: {error}") from None
+    with distributed.launched({**settings, "policies": _POLICIES.value, "seeds": _SEEDS.value}):
+        _compare()
+
+
+def _compare() -> None:
+    journal, output = distributed.journal(), pathlib.Path(_OUTPUT.value)
     output.mkdir(parents=True, exist_ok=True)
     folders: dict[str, list[pathlib.Path]] = {policy: [] for policy in _POLICIES.value}
     try:
@@ -54,6 +63,8 @@ def main(argv: list[str]) -> None:
                 folders[policy].append(chain["evaluation"].folder)
     except (ValueError, OSError, DivergedError) as error:
         raise SystemExit(f"error: {error}") from None
+    if not distributed.is_first():
+        return
     vocabulary = shards.vocabulary(chain["data"].folder / "set" / "shards")
     shape = (-1, len(vocabulary))
     tables = {arm: [pq.read_table(f / evaluate.PREDICTIONS) for f in ran] for arm, ran in folders.items()}

@@ -10,14 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from clu import parameter_overview
 
+from repgls_jax import distributed, policies, sidecars
 from repgls_jax import findings as findings_lib
-from repgls_jax import policies, sidecars
 from repgls_jax.data import pipeline
 from repgls_jax.data import shards as shards_lib
 from repgls_jax.data.build import SHARDS
 from repgls_jax.models import luvit as luvit_model
+from repgls_jax.models import vit
 from repgls_jax.results import page, score, table
-from repgls_jax.train import checkpoint, labels, luvit, sharding
+from repgls_jax.train import checkpoint, labels, luvit, place, sharding
 from repgls_jax.train.journal import Journal
 
 PREDICTIONS = "predictions.parquet"
@@ -30,16 +31,17 @@ def load(run_folder: pathlib.Path, mesh: jax.sharding.Mesh) -> tuple[luvit_model
     Raises:
       FileNotFoundError: the folder holds no checkpoint.
     """
-    if not (run_folder / "checkpoints").is_dir():
+    where = place.of(run_folder)
+    if not where.is_dir():
         raise FileNotFoundError(f"{run_folder} holds no folder 'checkpoints'; expected the folder of a LU-ViT run")
-    checkpoints = checkpoint.Checkpoints(run_folder / "checkpoints")
+    checkpoints = checkpoint.Checkpoints(where)
     try:
         meta = checkpoints.meta()
-        model = luvit_model.build(meta["model"], len(meta["findings"]))
+        model = luvit_model.from_description(meta["model"], len(meta["findings"]))
         params = checkpoints.restore_params(mesh)
     finally:
         checkpoints.close()
-    return model, params, meta
+    return model, vit.unstack_blocks(params), meta
 
 
 def run(
@@ -51,6 +53,8 @@ def run(
     seconds: dict[str, float] | None = None,
 ) -> dict[str, Any]:
     """Scores a run on a split and writes ``predictions.parquet``, ``metrics.json``, ``table.md`` and ``report.html``.
+
+    Called by every process of a job: all of them predict, the first one scores and writes.
 
     Args:
       run_folder: of the LU-ViT run; its ``run.json`` says where data and side-cars are.
@@ -84,9 +88,14 @@ def run(
     )
     made = labels.columns(examples, evidence or None, vocabulary)
     truth, mask, reference = labels.reference(made, examples["has_report"])
-    batch_size = sharding.round_up(config["batch_size"], mesh.size)
-    batches = pipeline.eval_batches(data_folder / SHARDS, split, {}, batch_size=batch_size)
+    batch_size = sharding.round_up(config["batch_size"], sharding.batch_parts(mesh))
+    host, hosts = sharding.host_part(mesh)
+    batches = pipeline.eval_batches(
+        data_folder / SHARDS, split, {}, batch_size=batch_size, host_index=host, host_count=hosts
+    )
     predicted = luvit.predict(luvit.make_forward(model), params, batches, mesh)
+    if not distributed.is_first():
+        return distributed.from_first("scores", dict)
     results = score.score(
         predicted["probability"],
         truth,
@@ -122,7 +131,8 @@ def run(
     journal.say(f"\n{name}, {split} split, scored against: {reference}\n{table.format_text(results)}\n")
     journal.say(f"page: {output / 'report.html'}")
     means = {f"mean_{metric}": entry["value"] for metric, entry in results["mean"].items()}
-    return {"images": len(truth), "patients": results["patients"], **means}
+    summary = {"images": len(truth), "patients": results["patients"], **means}
+    return distributed.from_first("scores", lambda: summary)
 
 
 def _shown(config: dict[str, Any]) -> dict[str, Any]:
@@ -141,14 +151,16 @@ def _columns_shown(data: dict[str, Any]) -> dict[str, Any]:
     return {**data, "options": {**options, "columns": columns}}
 
 
-def _trained_on(record: dict[str, Any]) -> dict[str, str]:
-    """The data sets of a run that had several, for the page; {} for one."""
-    said = []
+def _trained_on(record: dict[str, Any]) -> dict[str, Any]:
+    """The data sets of a run that had several, for the page; {} for one. A row each: a page cuts long ones."""
+    said: dict[str, str] = {}
     for one in record.get("training_sets", ()):
         name = one["name"] if one["name"] == one["dataset"] else f"{one['name']} ({one['dataset']})"
         share = "by its images" if one["weight"] is None else f"{one['weight']:g}"
-        said.append(f"{name}, vocabulary {one['vocabulary']}, {one['images']:,} images, weight {share}")
-    return {"trained on": "; ".join(said), "validated and scored on": "the first of them"} if said else {}
+        said[f"set {len(said) + 1}"] = (
+            f"{name}, vocabulary {one['vocabulary']}, {one['images']:,} images, weight {share}"
+        )
+    return {"trained on": said, "validated and scored on": "the first of its training sets"} if said else {}
 
 
 def _rates(

@@ -2,6 +2,9 @@
 
 A stage's folder is named after the hash of its inputs. Its ``stage.json`` is written last, so that a folder without one
 is unfinished: the work is done again there, and resumes if it can.
+
+Of several processes (:mod:`repgls_jax.distributed`) the first keeps the folder: it alone takes the lock and writes the
+marker. The work is its own too, while the others wait, unless the stage is one that all processes do together.
 """
 
 import contextlib
@@ -14,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from repgls_jax import distributed
 from repgls_jax.train.journal import Journal, duration, finite
 
 MARKER = "stage.json"
@@ -49,6 +53,7 @@ def run(
     inputs: dict[str, Any],
     work: Callable[[pathlib.Path], dict[str, Any]],
     journal: Journal,
+    everywhere: bool = False,
 ) -> Done:
     """Does ``work`` in the stage's folder unless that has been done with the same inputs.
 
@@ -58,12 +63,31 @@ def run(
       inputs: everything that the result depends on, JSON-serialisable.
       work: given the folder, does the work and returns a JSON-serialisable summary.
       journal: told what happens.
+      everywhere: all processes do the work together, and the first one's summary counts; else the first does it alone.
+
+    Raises:
+      ValueError: not all processes see the folder that the first one has made.
     """
     key = key_of(inputs)
     folder = root / f"{name}-{key}"
+    if not distributed.is_first():
+        return _follow(folder, key, name, work, everywhere)
     root.mkdir(parents=True, exist_ok=True)
     with _alone(root / f".{name}-{key}.lock", name, journal):
-        return _run(folder, key, name, inputs, work, journal)
+        return _run(folder, key, name, inputs, work, journal, everywhere)
+
+
+def _follow(
+    folder: pathlib.Path, key: str, name: str, work: Callable[[pathlib.Path], dict[str, Any]], everywhere: bool
+) -> Done:
+    """What the other processes do meanwhile: :func:`_run` without the files."""
+    reused = distributed.from_first(f"{name} is there", lambda: None)
+    if everywhere and not reused:
+        work(folder)
+        distributed.together(f"{name} done")
+    stored = distributed.from_first(name, lambda: None)
+    distributed.require_shared(folder / MARKER)
+    return Done(folder, key, stored["summary"], stored["seconds"], reused)
 
 
 @contextlib.contextmanager
@@ -85,25 +109,31 @@ def _run(
     inputs: dict[str, Any],
     work: Callable[[pathlib.Path], dict[str, Any]],
     journal: Journal,
+    everywhere: bool,
 ) -> Done:
     marker = folder / MARKER
-    if marker.exists():
+    reused = distributed.from_first(f"{name} is there", marker.exists)
+    if reused:
         stored = json.loads(marker.read_text())
-        journal.say(f"[{name}] reused {folder}  {_brief(stored['summary'])}")
-        return Done(folder, key, stored["summary"], stored["seconds"], True)
-    resumed = folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    journal.say(f"[{name}] {'continuing' if resumed else 'working'} in {folder}")
-    began = time.monotonic()
-    summary = work(folder)
-    seconds = round(time.monotonic() - began, 2)
-    temporary = marker.with_name(MARKER + ".partial")
-    temporary.write_text(
-        json.dumps(finite({"name": name, "inputs": inputs, "summary": summary, "seconds": seconds}), indent=1)
-    )
-    temporary.replace(marker)
-    journal.say(f"[{name}] done in {duration(seconds)}  {_brief(summary)}")
-    return Done(folder, key, summary, seconds, False)
+        summary, seconds = stored["summary"], stored["seconds"]
+        journal.say(f"[{name}] reused {folder}  {_brief(summary)}")
+    else:
+        journal.say(f"[{name}] {'continuing' if folder.exists() else 'working'} in {folder}")
+        folder.mkdir(parents=True, exist_ok=True)
+        began = time.monotonic()
+        summary = work(folder)
+        if everywhere:
+            distributed.together(f"{name} done")
+        seconds = round(time.monotonic() - began, 2)
+        temporary = marker.with_name(MARKER + ".partial")
+        temporary.write_text(
+            json.dumps(finite({"name": name, "inputs": inputs, "summary": summary, "seconds": seconds}), indent=1)
+        )
+        temporary.replace(marker)
+        journal.say(f"[{name}] done in {duration(seconds)}  {_brief(summary)}")
+    distributed.from_first(name, lambda: {"summary": finite(summary), "seconds": seconds})
+    distributed.require_shared(marker)
+    return Done(folder, key, summary, seconds, reused)
 
 
 def _brief(summary: dict[str, Any]) -> str:

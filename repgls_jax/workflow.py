@@ -10,106 +10,58 @@ evaluation  checkpoint -> predictions.parquet, metrics.json, report.html
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-import jax
 import ml_collections
-import pyarrow as pa
 
-from repgls_jax import __version__, evaluate, mixture, sidecars, stages
+from repgls_jax import __version__, distributed, evaluate, mixture, sidecars, stages
 from repgls_jax import config as config_lib
 from repgls_jax import data as data_lib
-from repgls_jax import findings as findings_lib
+from repgls_jax.data import fetch
 from repgls_jax.data import shards as shards_lib
-from repgls_jax.data.build import MANIFEST, REPORTS, SHARDS
+from repgls_jax.data.build import MANIFEST, SHARDS
 from repgls_jax.data.features import SIMULATED
 from repgls_jax.data.source import SPLITS, Source
 from repgls_jax.extraction import backends
 from repgls_jax.extraction import run as extract_lib
-from repgls_jax.models import vit
+from repgls_jax.models import pretrained
 from repgls_jax.policies import POLICIES, PolicyConfig, require_columns
+from repgls_jax.prepared import Prepared
 from repgls_jax.stages import Done
-from repgls_jax.train import luvit, parts, rgn, sharding
+from repgls_jax.train import luvit, parts, place, rgn, sharding
 from repgls_jax.train.journal import Journal
 
 # Raised when a stage's result changes for the same inputs, so that old folders are not taken for new ones.
 STAGE_VERSIONS = {"data": 1, "evidence": 2, "rgn": 1, "luvit": 1, "evaluation": 1}
 
-
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-    """What training reads.
-
-    Attributes:
-      data: its folder holds ``set/shards``, ``set/reports.parquet`` and ``set/manifest.json``.
-      evidence: its folder holds ``evidence.parquet``; None when no study has a report.
-      rgn: its folder holds ``rates.parquet``; None when the policy does not read the RGN's rates.
-      vocabulary: order of the findings.
-    """
-
-    data: Done
-    evidence: Done | None
-    rgn: Done | None
-    vocabulary: findings_lib.Vocabulary
-
-    @property
-    def shards(self) -> pathlib.Path:
-        """Folder of the image shards."""
-        return self.data.folder / "set" / SHARDS
-
-    @property
-    def reports(self) -> pathlib.Path:
-        """File of the reports' texts."""
-        return self.data.folder / "set" / REPORTS
-
-    def evidence_table(self) -> pa.Table | None:
-        """The evidence, or None."""
-        path = self.evidence and self.evidence.folder / "evidence.parquet"
-        return path and sidecars.read(path, sidecars.EVIDENCE, self.vocabulary)
-
-    def rates_table(self) -> pa.Table | None:
-        """The RGN's rates, or None."""
-        path = self.rgn and self.rgn.folder / "rates.parquet"
-        return path and sidecars.read(path, sidecars.RATES, self.vocabulary)
-
-    def stages(self) -> dict[str, Done]:
-        """The stages that were done, in order."""
-        done = {"data": self.data, "evidence": self.evidence, "rgn": self.rgn}
-        return {name: stage for name, stage in done.items() if stage}
-
-    def where(self) -> dict[str, str]:
-        """Folders of the stages beside the run's own, for its record; a work directory can be moved as a whole."""
-        return {name: stage.folder.name for name, stage in self.stages().items()}
-
-    def keys(self) -> dict[str, str]:
-        """Keys of the stages, for the inputs of those that follow."""
-        return {name: stage.key for name, stage in self.stages().items()}
-
-    def part(self) -> parts.Part:
-        """The data set as training reads it."""
-        return parts.Part(self.shards, self.vocabulary, self.evidence_table(), self.rates_table())
+# In the place of a data set's name: a build that is complete already, in a folder or a bucket.
+BUILT = "build"
 
 
 def _inputs(stage: str, **inputs: Any) -> dict[str, Any]:
     return {"stage": STAGE_VERSIONS[stage], "package": __version__, **inputs}
 
 
-def make_source(config: ml_collections.ConfigDict) -> Source:
+def make_source(config: ml_collections.ConfigDict, needed: Sequence[str] = SPLITS) -> Source:
     """The data set that the config names, read far enough to know its studies and splits.
+
+    Args:
+      config: of configs/luvit.py.
+      needed: splits that must have images.
 
     Raises:
       ValueError: an option is missing or wrong, or a split is missing.
       FileNotFoundError: a folder or file that the config names does not exist.
     """
     options = config_lib.plain(config.data.options)
-    if "columns" in options:
+    if isinstance(options.get("columns"), dict):
         options["columns"] = {role: column for role, column in options["columns"].items() if column is not None}
     if options.get("source") == "":
         raise ValueError(f"data={config.data.dataset} needs its folder; add source=DIR to the config arguments")
     source = data_lib.dataset(config.data.dataset)(**options)
-    missing = [split for split in SPLITS if split not in source.splits()]
+    missing = [split for split in needed if split not in source.splits()]
     if missing:
         raise ValueError(
             f"the data has no images for {', '.join(missing)}; training, choice and test need patients of their own. "
@@ -118,12 +70,41 @@ def make_source(config: ml_collections.ConfigDict) -> Source:
     return source
 
 
-def prepare_data(config: ml_collections.ConfigDict, root: pathlib.Path, journal: Journal) -> Done:
+def _described(config: ml_collections.ConfigDict) -> tuple[dict[str, Any], str]:
+    """Manifest and SHA-256 of the build that the config names in the place of a data set.
+
+    Raises:
+      ValueError: no complete build, or one that the config does not fit.
+      FileNotFoundError: nothing is there.
+    """
+    options = config.data.options
+    manifest, digest = fetch.describe(options.source)
+    missing = [split for split in SPLITS if split not in manifest["counts"]]
+    if missing or manifest["image_size"] != options.image_size:
+        raise ValueError(
+            f"{options.source} has images of {manifest['image_size']} pixels for {', '.join(manifest['counts'])}; "
+            f"expected {options.image_size} pixels (image_size=) for {', '.join(SPLITS)}"
+        )
+    return manifest, digest
+
+
+def prepare_data(
+    config: ml_collections.ConfigDict, root: pathlib.Path, journal: Journal, needed: Sequence[str] = SPLITS
+) -> Done:
     """Builds the data set; bad input raises ValueError or FileNotFoundError that says what and where."""
-    source = make_source(config)
+    if config.data.dataset == BUILT:
+        place = config.data.options.source
+        build: Any = _described(config)[1]
+    else:
+        source = make_source(config, needed)
+        build = data_lib.identity_of(source)
 
     def work(folder: pathlib.Path) -> dict[str, Any]:
-        manifest = data_lib.build_source(source, folder / "set", overwrite=True, progress=journal.stream is not None)
+        if config.data.dataset == BUILT:
+            manifest = data_lib.read_manifest(fetch.fetch(place, folder / "set", reports=True))
+        else:
+            progress = journal.stream is not None
+            manifest = data_lib.build_source(source, folder / "set", overwrite=True, progress=progress)
         counts = manifest["counts"]
         images = {split: counts[split]["images"] for split in counts}
         return {
@@ -133,13 +114,18 @@ def prepare_data(config: ml_collections.ConfigDict, root: pathlib.Path, journal:
             "manifest": str(folder / "set" / MANIFEST),
         }
 
-    inputs = _inputs("data", dataset=config.data.dataset, build=data_lib.identity_of(source))
-    return stages.run(root, "data", inputs, work, journal)
+    inputs = _inputs("data", dataset=config.data.dataset, build=build)
+    done = stages.run(root, "data", inputs, work, journal)
+    # Its marker may have been copied, and not the rest.
+    distributed.require_shared(done.folder / "set" / MANIFEST)
+    return done
 
 
-def prepare(config: ml_collections.ConfigDict, root: pathlib.Path, journal: Journal) -> Prepared:
-    """The stages before LU-ViT: data, evidence and, where they are read, the RGN's rates."""
-    data = prepare_data(config, root, journal)
+def prepare(
+    config: ml_collections.ConfigDict, root: pathlib.Path, journal: Journal, needed: Sequence[str] = SPLITS
+) -> Prepared:
+    """The stages before LU-ViT: data with the splits ``needed``, evidence and, where they are read, the RGN's rates."""
+    data = prepare_data(config, root, journal, needed)
     done = Prepared(data, None, None, shards_lib.vocabulary(data.folder / "set" / SHARDS))
     if not data.summary["reports"]:
         journal.say("[evidence] no study has a report: labels are those of the data set")
@@ -169,7 +155,7 @@ def _rates(config: ml_collections.ConfigDict, done: Prepared, root: pathlib.Path
 
     rho = config.policy.rho
     inputs = _inputs("rgn", evidence=evidence.key, config=config_lib.plain(config.rgn), rho=rho)
-    return stages.run(root, "rgn", inputs, work, journal)
+    return stages.run(root, "rgn", inputs, work, journal, everywhere=True)
 
 
 def prepare_further(
@@ -183,7 +169,7 @@ def prepare_further(
     made = {}
     for name, own in mixture.configs(config).items():
         journal.say(f"further training set {name}:")
-        done = made[name] = prepare(own, root, journal)
+        done = made[name] = prepare(own, root, journal, ("train",))
         ours, theirs = first.vocabulary.findings, done.vocabulary.findings
         masked, left = [f for f in ours if f not in theirs], [f for f in theirs if f not in ours]
         if masked:
@@ -199,9 +185,13 @@ def train_luvit(
     root: pathlib.Path,
     journal: Journal,
     further: Mapping[str, Prepared] = MappingProxyType({}),
+    disk: pathlib.Path | None = None,
+    checkpoints: str = "",
 ) -> Done:
-    """Trains LU-ViT on what :func:`prepare` left, and :func:`prepare_further`."""
+    """Trains LU-ViT on what :func:`prepare` left, and :func:`prepare_further`; see :func:`run`."""
     settings = {k: v for k, v in config_lib.plain(config).items() if k in ("seed", "model", "policy", "train")}
+    if config.model.pretrained:  # another model in the same folder is another input
+        settings["pretrained"] = pretrained.load(config.model.pretrained).source
     weights = mixture.weights(config)
     # A run on one data set keeps the inputs, and so the key, that it had before there could be several.
     mixed = {"further": {name: other.keys() for name, other in further.items()}, "weights": weights} if further else {}
@@ -214,10 +204,21 @@ def train_luvit(
         }
         if further:
             record["training_sets"] = _training_sets(config, done, further, weights)
-        (folder / evaluate.RECORD).write_text(json.dumps(record, indent=1))
-        return luvit.run(config, _parts(done, further), weights, folder, journal)
+        if distributed.is_first():
+            (folder / evaluate.RECORD).write_text(json.dumps(record, indent=1))
+            if checkpoints:
+                place.put(folder, checkpoints)
+        if checkpoints:
+            distributed.require_shared(folder / place.POINTER)
+        first, others = done, dict(further)
+        if disk is not None:
+            journal.say(f"  shards are copied to {disk}")
+            first, others = done.copied(disk), {name: other.copied(disk) for name, other in further.items()}
+            distributed.together("copies of the shards")
+        return luvit.run(config, _parts(first, others), weights, folder, journal)
 
-    return stages.run(root, "luvit", _inputs("luvit", **done.keys(), **mixed, **settings), work, journal)
+    inputs = _inputs("luvit", **done.keys(), **mixed, **settings)
+    return stages.run(root, "luvit", inputs, work, journal, everywhere=True)
 
 
 def _parts(first: Prepared, further: Mapping[str, Prepared]) -> list[parts.Part]:
@@ -263,34 +264,92 @@ def check(config: ml_collections.ConfigDict) -> None:
     if config.task not in ("luvit", "rgn"):
         raise ValueError(f"task {config.task!r} is unknown; expected luvit or rgn")
     PolicyConfig.of(config.policy)
-    devices = jax.device_count()
     for name, train in (("train", config.train), ("rgn.train", config.rgn.train)):
-        config_lib.choose("mesh", train.mesh, sharding.PRESETS)
-        if train.batch_size % devices:
-            raise ValueError(
-                f"{name}.batch_size is {train.batch_size}; {devices} devices need a multiple of {devices}: "
-                f"--config.{name}.batch_size={sharding.round_up(train.batch_size, devices)}"
-            )
-    _, patch = vit.parse_model(config.model.name)
+        _check_batches(name, train)
+    _check_model(config)
+    _check_further(config)
+    name = config.policy.name
+    built = config.data.dataset == BUILT and _described(config)[0]
+    if config.task == "luvit" and POLICIES[name].needs:
+        simulated = built["simulated"] if built else make_source(config).simulated
+        require_columns(name, SIMULATED if simulated else ())
+
+
+def _check_batches(name: str, train: ml_collections.ConfigDict) -> None:
+    """Refuses a batch that does not divide over the devices of this job, and micro-batches."""
+    config_lib.choose("mesh", train.mesh, sharding.PRESETS)
+    mesh = sharding.make_mesh(train.mesh, model_parallel=train.model_parallel)
+    sharding.host_part(mesh)
+    if train.accumulate < 1:
+        raise ValueError(f"{name}.accumulate is {train.accumulate}; expected the number of micro-batches, 1 or more")
+    if train.get("mixup", 0.0) < 0:
+        raise ValueError(f"{name}.mixup is {train.mixup}; expected the Beta distribution's parameter, or 0 for none")
+    multiple = sharding.batch_parts(mesh) * train.accumulate * (2 if train.get("mixup", 0.0) else 1)
+    if train.batch_size % multiple:
+        mixed = " of pairs to mix" if train.get("mixup", 0.0) else ""
+        raise ValueError(
+            f"{name}.batch_size is {train.batch_size}; {sharding.batch_parts(mesh)} parts of the mesh and "
+            f"{train.accumulate} micro-batches{mixed} need a multiple of {multiple}: "
+            f"--config.{name}.batch_size={sharding.round_up(train.batch_size, multiple)}"
+        )
+
+
+def _check_model(config: ml_collections.ConfigDict) -> None:
+    """Refuses a network that cannot be built, or whose patches do not fit the films."""
+    mesh = sharding.make_mesh(config.train.mesh, model_parallel=config.train.model_parallel)
+    folder = config.model.pretrained
+    backbone = pretrained.load(folder) if folder else None
+    patch = luvit.make_model(config.model, 1, mesh, backbone).architecture.patch
     side = config.data.options.image_size
     if side % patch:
         raise ValueError(
-            f"images of {side} pixels do not divide into the patches of {config.model.name}; set image_size="
+            f"images of {side} pixels do not divide into the patches of {folder or config.model.name}, {patch} pixels; "
+            f"set image_size={sharding.round_up(side, patch)}"
         )
-    for own in mixture.configs(config).values():
-        make_source(own)
-    name = config.policy.name
-    if config.task == "luvit" and POLICIES[name].needs:
-        require_columns(name, SIMULATED if make_source(config).simulated else ())
 
 
-def run(config: ml_collections.ConfigDict, root: pathlib.Path, journal: Journal) -> dict[str, Done]:
+def _check_further(config: ml_collections.ConfigDict) -> None:
+    """Refuses further training sets that cannot be read, or not beside the run's own data."""
+    further = mixture.configs(config)
+    if not further:
+        return
+    built = config.data.dataset == BUILT
+    bits = _described(config)[0]["source"].get("bits", 8) if built else make_source(config).bits
+    for name, own in further.items():
+        where = f"further training set {name!r}"
+        try:
+            source = make_source(own, ("train",))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{where}: {error}") from None
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        except (TypeError, AttributeError) as error:  # JSON gives options any type
+            raise ValueError(f"{where}: an option is of the wrong type ({error})") from None
+        if source.bits != bits:
+            raise ValueError(
+                f"{where} ({own.data.dataset}) has images of {source.bits} bits, the run ({config.data.dataset}) of "
+                f"{bits}; all need the same, by --config.data.options.bits= where the data set has that option"
+            )
+
+
+def run(
+    config: ml_collections.ConfigDict,
+    root: pathlib.Path,
+    journal: Journal,
+    disk: pathlib.Path | None = None,
+    checkpoints: str = "",
+) -> dict[str, Done]:
     """Runs every stage that the config asks for, reusing what has been done with the same inputs.
+
+    Called by every process of a job; ``root`` must be a folder that all of them see.
 
     Args:
       config: of configs/luvit.py or configs/rgn.py.
       root: folder of the stages.
       journal: told what each stage does.
+      disk: folder on a disk of each machine that shards are copied to before training reads them; None to read them
+        where they are.
+      checkpoints: folder or address such as gs://bucket/runs for LU-ViT's checkpoints; "" for the run's own folder.
 
     Returns:
       Stage name -> what it left, in order.
@@ -309,12 +368,12 @@ def run(config: ml_collections.ConfigDict, root: pathlib.Path, journal: Journal)
     further = prepare_further(config, done, root, journal)
     for name, other in further.items():
         chain |= {f"{stage}:{name}": left for stage, left in other.stages().items()}
-    trained = chain["luvit"] = train_luvit(config, done, root, journal, further)
+    trained = chain["luvit"] = train_luvit(config, done, root, journal, further, disk, checkpoints)
 
     def score(folder: pathlib.Path) -> dict[str, Any]:
         took = {name: stage.seconds for name, stage in chain.items()}
         return evaluate.run(trained.folder, folder, "test", config_lib.plain(config.evaluate), journal, took)
 
     inputs = _inputs("evaluation", luvit=trained.key, evaluate=config_lib.plain(config.evaluate))
-    chain["evaluation"] = stages.run(root, "evaluation", inputs, score, journal)
+    chain["evaluation"] = stages.run(root, "evaluation", inputs, score, journal, everywhere=True)
     return chain

@@ -140,7 +140,7 @@ def run(*arguments: str, **changes: str) -> subprocess.Popen:
 
 def final_state(folder: pathlib.Path) -> dict:
     kept = checkpoint.Checkpoints(folder / "checkpoints")
-    mesh = sharding.make_mesh(jax.devices()[:1])
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
     state = jax.device_get(kept.restore_params(mesh))
     kept.close()
     return state

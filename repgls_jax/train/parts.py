@@ -57,3 +57,8 @@ def training(parts: Sequence[Part], policy: policies.PolicyConfig, seed: int) ->
         made = {name: values for name, values in columns(part, "train", policy, seed).items() if name in needed}
         aligned.append(mix.align(made, part.vocabulary, parts[0].vocabulary))
     return mix.concatenate(aligned)
+
+
+def image_ids(parts: Sequence[Part]) -> list[str]:
+    """Ids of the training images, in the order of the rows of :func:`training`."""
+    return [name for part in parts for name in shards_lib.examples(part.shards, "train")["image_id"].tolist()]

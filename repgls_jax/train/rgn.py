@@ -14,8 +14,8 @@ from jax import Array
 from jax.sharding import Mesh
 from scipy import stats
 
+from repgls_jax import distributed, losses, sidecars
 from repgls_jax import findings as findings_lib
-from repgls_jax import sidecars
 from repgls_jax.data import wording as wording_lib
 from repgls_jax.models import rgn
 from repgls_jax.train import loop, sharding
@@ -26,27 +26,31 @@ from repgls_jax.train.state import Batch, Params
 def make_loss(model: rgn.RGN, delta: float, ordering: float) -> Callable[..., Any]:
     """The pure loss of expert guidance, see :func:`repgls_jax.models.rgn.guidance`."""
 
-    def loss(params: Params, batch: Batch, key: Array, step: Array) -> tuple[Array, dict[str, Array]]:
+    def loss(params: Params, batch: Batch, key: Array, step: Array) -> dict[str, losses.Term]:
         del step
         drop, pair = jax.random.split(key)
         predicted: Any = model.apply({"params": params}, batch, train=True, rngs={"dropout": drop})
         shift = jax.random.randint(pair, (), 1, len(batch["expert"]))
-        terms = rgn.guidance(predicted, batch["expert"], batch["weight"], delta, ordering, shift)
-        return terms["loss"], {"huber": terms["huber"], "ordering": terms["ordering"]}
+        return rgn.guidance(predicted, batch["expert"], batch["weight"], delta, ordering, shift)
 
     return loss
 
 
-def batches(wording: wording_lib.Wording, rows: np.ndarray, batch_size: int, seed: int) -> Callable[..., Any]:
-    """First step -> batches of ``wording.take`` from that step on; the same for any number of hosts."""
+def batches(
+    wording: wording_lib.Wording, rows: np.ndarray, batch_size: int, seed: int, host_index: int = 0, host_count: int = 1
+) -> Callable[..., Any]:
+    """First step -> this host's block of the batches of ``wording.take`` from that step on.
+
+    The global batch is the same for any number of hosts, its rows in the same order.
+    """
     if not len(rows):
         raise ValueError("no study of the training split has evidence; the RGN has nothing to learn from")
-    hosts, host = jax.process_count(), jax.process_index()
-    local = batch_size // hosts
+    local = batch_size // host_count
+    block = slice(host_index * local, (host_index + 1) * local)
 
     def start(step: int) -> Iterator[dict[str, np.ndarray]]:
-        order = grain.MapDataset.source(rows).seed(seed).shuffle().repeat()[host::hosts]
-        return iter(order.batch(local, drop_remainder=True).map(wording.take)[step:].to_iter_dataset())
+        order = grain.MapDataset.source(rows).seed(seed).shuffle().repeat().batch(batch_size, drop_remainder=True)
+        return iter(order.map(lambda chosen: wording.take(chosen[block]))[step:].to_iter_dataset())
 
     return start
 
@@ -59,14 +63,24 @@ def predict(
     mesh: Mesh,
     size: int = 256,
 ) -> np.ndarray:
-    """Rates [len(rows), c] float32 of some studies, computed in batches of ``size`` (rounded up to the devices)."""
-    size = sharding.round_up(size, mesh.size)
+    """Rates [len(rows), c] float32 of some studies, computed in batches of ``size`` (rounded up to the devices).
+
+    Called by every process of a job: each computes its part, and gets all of them.
+    """
+    size = sharding.round_up(size, sharding.batch_parts(mesh))
+    host, hosts = sharding.host_part(mesh)
     out = np.zeros((len(rows), wording.expert.shape[1]), np.float32)
     for first in range(0, len(rows), size):
-        chosen = rows[np.minimum(np.arange(first, first + size), len(rows) - 1)]  # the last row fills the last batch
-        batch = {name: values[chosen] for name, values in wording.arrays.items()}
-        rates = np.asarray(apply(params, sharding.put_batch(batch, mesh)))
-        out[first : first + size] = rates[: len(rows) - first]
+        # The last row fills the last batch.
+        whole = np.minimum(np.arange(first, first + size, dtype=np.int32), len(rows) - 1)
+        place = whole[host * size // hosts :][: size // hosts]
+        batch = {name: values[rows[place]] for name, values in wording.arrays.items()}
+        placed = sharding.put_batch({**batch, "place": place}, mesh)
+        at = placed.pop("place")
+        if first == 0:
+            distributed.compile_together(apply, params, placed)
+        where, rates = distributed.gather((at, apply(params, placed)))
+        out[where] = rates
     return out
 
 
@@ -118,23 +132,25 @@ def run(
     model = rgn.build(len(vocabulary), **config.model)
     apply = jax.jit(lambda p, b: model.apply({"params": p}, b))
     sample = {name: jnp.asarray(values[:1]) for name, values in wording.arrays.items()}
+    mesh = sharding.make_mesh(config.train.mesh, model_parallel=config.train.model_parallel)
     task = loop.Task(
         name="rgn",
         init=lambda key: model.init(key, sample)["params"],
         loss=make_loss(model, config.delta, config.ordering),
-        batches=batches(wording, rows["train"], config.train.batch_size, config.train.seed),
+        batches=batches(wording, rows["train"], config.train.batch_size, config.train.seed, *sharding.host_part(mesh)),
         validate=lambda params, mesh: agreement(
             predict(apply, params, wording, rows["valid"], mesh), wording, rows["valid"]
         ),
         best="spearman",
         meta={"model": dict(config.model), "vocabulary": vocabulary.name, "findings": list(vocabulary.findings)},
     )
-    state, mesh = loop.train(task, config.train, folder, journal)
+    state, mesh = loop.train(task, config.train, folder, journal, mesh)
     rates = predict(apply, state.params, wording, np.arange(len(split)), mesh)
     # Evidence without a sentence, such as a rule's "No Finding", gives the network nothing to read.
     unread = wording.mentioned & (wording.arrays["span"][..., 0] == wording.arrays["span"][..., 1])
     rates = np.where(unread, wording.expert, rates)
-    _write(folder / "rates.parquet", rates, wording, vocabulary, evidence_key, folder.name)
+    if distributed.is_first():
+        _write(folder / "rates.parquet", rates, wording, vocabulary, evidence_key, folder.name)
     known = {name: agreement(rates[rows[name]], wording, rows[name]) for name in ("valid", "test")}
     return {
         "studies": len(wording.study_ids),

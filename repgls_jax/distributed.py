@@ -1,0 +1,395 @@
+"""Several processes that train one network: joining, waiting for each other, and ending together.
+
+Scripts enter :func:`launched` before anything touches a device. From then on jax.devices() are those of all processes,
+and every process runs the same program; what only one may do (files, building data) is done by the first through
+:func:`from_first`. A process that fails tells the others why, and all of them end; one that dies without a word is
+missed by JAX's coordination service, which ends the others too. In a process of its own all of this costs nothing.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import os
+import pathlib
+import platform
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import Any
+
+import jax
+from absl import flags
+from jax._src import distributed as coordination
+from jax.errors import JaxRuntimeError
+from jax.experimental import multihost_utils
+
+from repgls_jax import cluster
+from repgls_jax.train.journal import Journal
+
+HEARTBEAT = 100  # seconds without a sign of life after which the coordination service gives a process up
+SEEN = 60.0  # seconds that a file may take to show on other hosts; network file systems cache folders for up to 60
+_FAILED = "repgls/failed"
+_LOOK = 1.0  # seconds between two looks at whether another process has failed
+_PACKAGES = ("repgls-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+_turns = itertools.count()  # every process takes the same turns, being the same program
+
+
+def define_flags() -> None:
+    """Defines the flags of :func:`launched`; for scripts, once."""
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; by default what the launcher's environment says")
+    flags.DEFINE_integer("processes", None, "processes of the job; 1 to run alone inside a launcher", lower_bound=1)
+    flags.DEFINE_integer("process", None, "number of this process, from 0", lower_bound=0)
+    flags.DEFINE_list("local_devices", None, "numbers of this process's GPUs among those it sees")
+    flags.DEFINE_integer("join_timeout", 300, "seconds to wait for the other processes", lower_bound=1)
+
+
+@contextlib.contextmanager
+def launched(settings: Mapping[str, Any]) -> Iterator[None]:
+    """Joins the job that flags and environment speak of, and ends with it; for a script's main.
+
+    Args:
+      settings: nested dicts of JSON values that must be the same in every process.
+    """
+    values = flags.FLAGS
+    try:
+        local = tuple(int(d) for d in values.local_devices) if values.local_devices else None
+        plan = cluster.plan(os.environ, values.coordinator, values.processes, values.process, local, cluster.has_tpu())
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    if plan is None:
+        if several():  # the devices know of hosts that the environment does not
+            raise SystemExit(
+                f"error: the devices are those of {jax.process_count()} processes, but this one has joined none; give "
+                "--coordinator=HOST:PORT, --processes and --process"
+            )
+        yield
+        return
+    with Joined(plan, values.join_timeout):
+        try:
+            agree(settings)
+        except ValueError as error:
+            raise SystemExit(f"error: {error}") from None
+        yield
+
+
+class Joined:
+    """The job, joined on entry and left on exit; a process that fails inside takes the others along."""
+
+    def __init__(self, plan: cluster.Plan, timeout: float, heartbeat: int = HEARTBEAT):
+        """``timeout``: seconds to wait for the others; ``heartbeat``: seconds of silence after which one is dead."""
+        self._plan, self._timeout, self._heartbeat = plan, timeout, heartbeat
+        self._watch: _Watch | None = None
+
+    def __enter__(self) -> "Joined":
+        """Joins.
+
+        Raises:
+          SystemExit: it was not possible; says why.
+        """
+        if jax.distributed.is_initialized():
+            raise SystemExit("error: this process has joined a job already")
+        _join(self._plan, self._timeout, self._heartbeat)
+        self._watch = _Watch()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        """Leaves when all have come so far, or ends all of them at once."""
+        assert self._watch is not None
+        ended_well = error is None or (isinstance(error, SystemExit) and not error.code)
+        if ended_well:
+            together("end")  # the watch still looks: others may yet fail
+        self._watch.stop()
+        if ended_well:
+            jax.distributed.shutdown()
+        elif error is not None:
+            _fail(error)
+
+
+def _join(plan: cluster.Plan, timeout: float, heartbeat: int) -> None:
+    where = f"process {plan.process}" if plan.process is not None else "this process"
+    count = f"{plan.processes} processes" if plan.processes else "all processes"
+    at = plan.coordinator or "the address that the launcher gives"
+    told = (
+        f"error: {where} on {socket.gethostname()} waited {timeout:.0f} s for {count} of {plan.source}, process 0 "
+        f"being at {at}; look for one that did not start, for another number of processes, and for a firewall. "
+        "--join_timeout sets the seconds"
+    )
+    if plan.process == 0 and plan.coordinator is not None:
+        _require_free(plan.coordinator)
+    known = plan.coordinator is not None and plan.process is not None
+    # The library ends a process that waits in vain by a signal and a stack; this comes first.
+    alarm = threading.Timer(timeout, _end, (told,))
+    alarm.daemon = True
+    alarm.start()
+    try:
+        jax.distributed.initialize(
+            plan.coordinator,
+            plan.processes or None,
+            plan.process,
+            plan.local_devices,
+            cluster_detection_method="deactivate" if known else None,
+            initialization_timeout=round(timeout) + 60,
+            heartbeat_timeout_seconds=heartbeat,
+        )
+    except (ValueError, RuntimeError, OSError) as error:
+        raise SystemExit(
+            f"error: {where} on {socket.gethostname()} could not join {count} of {plan.source}, process 0 being at "
+            f"{at}: {error}"
+        ) from None
+    finally:
+        alarm.cancel()
+    # JAX catches SIGTERM to note it, and goes on: a job could not be ended while it prepares its data.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    found = jax.process_count()
+    if found == plan.processes or (not plan.processes and found):
+        return
+    _end(
+        f"error: {plan.source} speaks of {count}, but the devices are those of {found}; each would train alone. "
+        "Has every process its own devices, and the same kind?"
+    )
+
+
+def _require_free(coordinator: str) -> None:
+    """Says so where another process listens at the address already, which the library would not survive."""
+    port = int(coordinator.rsplit(":", 1)[1])
+    try:
+        with socket.create_server(("", port)):
+            pass
+    except OSError as error:
+        raise SystemExit(
+            f"error: process 0 cannot listen at port {port} of {socket.gethostname()}: {error.strerror}; choose "
+            "another for --coordinator"
+        ) from None
+
+
+def _end(text: str, code: int = 1) -> None:
+    """Ends this process at once: a normal exit would wait for the others, who may wait for this one."""
+    if text:
+        print(text, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _fail(error: BaseException) -> None:
+    """Tells the others and the user, and ends this process."""
+    code, text = 1, ""
+    if isinstance(error, SystemExit):
+        code, text = (error.code, "") if isinstance(error.code, int) else (1, str(error.code))
+    elif isinstance(error, KeyboardInterrupt):
+        code, text = 130, "interrupted"
+    else:
+        traceback.print_exception(error)
+    reason = text or f"{type(error).__name__}: {error}"
+    first = True
+    try:
+        _client().key_value_set(_FAILED, json.dumps({"process": jax.process_index(), "reason": reason, "code": code}))
+    except JaxRuntimeError:  # another was faster, or there is nobody to tell
+        first = _look() is None
+    _last()
+    # All processes that find the same fault say it once.
+    _end(text if first else "", code)
+
+
+def _look() -> dict[str, Any] | None:
+    """What the first process that failed said; None where none did."""
+    try:
+        return json.loads(_client().key_value_try_get(_FAILED))
+    except JaxRuntimeError as error:
+        if "NOT_FOUND" in str(error):
+            return None
+        raise
+
+
+def _last() -> None:
+    """Waits a little until all know: the first process, which carries the messages, must not end before."""
+    with contextlib.suppress(JaxRuntimeError):
+        _client().wait_at_barrier("repgls/ended", 5000)
+
+
+class _Watch:
+    """A thread that ends this process when another one fails, wherever this one is waiting."""
+
+    def __init__(self) -> None:
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._over.wait(_LOOK):
+            try:
+                failed = _look()
+            except JaxRuntimeError:  # the first process is gone, and JAX ends this one
+                return
+            if failed is not None:
+                _last()
+                _end(f"process {jax.process_index()} ends, for process {failed['process']} failed", failed["code"])
+
+
+def _client() -> Any:
+    """The coordination service's store, which needs no devices and waits for days; JAX has no public name for it."""
+    return coordination.global_state.client
+
+
+def _get(key: str) -> str:
+    """A value, when it is there. Waits in short turns, so that Ctrl-C is heard."""
+    while True:
+        try:
+            return _client().blocking_key_value_get(key, 2000)
+        except JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+
+
+def several() -> bool:
+    """Whether this process is one of several."""
+    return count() > 1
+
+
+def count() -> int:
+    """Number of processes."""
+    return jax.process_count()
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes files and speaks."""
+    return jax.process_index() == 0
+
+
+def journal() -> Journal:
+    """The user's journal in the first process; in the others one that says and records nothing."""
+    return Journal() if is_first() else _Silent()
+
+
+class _Silent(Journal):
+    def __init__(self) -> None:
+        super().__init__(None, None)
+
+    def at(self, path: pathlib.Path) -> "_Silent":
+        del path
+        return self
+
+
+def from_first(name: str, work: Callable[[], Any]) -> Any:
+    """The result of ``work``, which the first process does while the others wait, however long it takes.
+
+    Args:
+      name: of the work, for messages.
+      work: returns JSON values.
+
+    Raises:
+      RuntimeError: the processes are not at the same point of the program.
+    """
+    if not several():
+        return work()
+    key = f"repgls/first/{next(_turns)}"
+    if is_first():
+        _client().key_value_set(key, json.dumps({"name": name, "value": work()}))
+    made = json.loads(_get(key))
+    if made["name"] != name:
+        raise RuntimeError(f"process {jax.process_index()} is at {name!r}, process 0 at {made['name']!r}")
+    return made["value"]
+
+
+def together(name: str) -> None:
+    """Returns when every process has come here."""
+    if not several():
+        return
+    key = f"repgls/together/{next(_turns)}"
+    _client().key_value_set(f"{key}/{jax.process_index()}", name)
+    if is_first():
+        for process in range(jax.process_count()):
+            _get(f"{key}/{process}")
+    from_first(name, lambda: None)
+
+
+def agree(settings: Mapping[str, Any]) -> None:
+    """Refuses processes that would not run the same program.
+
+    Args:
+      settings: nested dicts of JSON values.
+
+    Raises:
+      ValueError: settings or versions of packages differ from those of process 0; names them.
+    """
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES} | {"python": platform.python_version()}
+    mine = {**_flat(settings), **_flat(versions, "version of ")}
+    theirs = from_first("settings", lambda: mine)
+    differ = [
+        f"{name} is {mine.get(name)!r} here, {theirs.get(name)!r} there"
+        for name in sorted({*mine, *theirs})
+        if mine.get(name) != theirs.get(name)
+    ]
+    if differ:
+        raise ValueError(
+            f"process {jax.process_index()} on {socket.gethostname()} differs from process 0: {'; '.join(differ)}. "
+            "Start all processes with the same command and the same installation"
+        )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested names joined by dots."""
+    made: dict[str, Any] = {}
+    for name, value in json.loads(json.dumps(values)).items():
+        made |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return made
+
+
+def require_shared(path: pathlib.Path, within: float | None = None) -> None:
+    """Refuses a file that this process does not see as process 0 does.
+
+    Args:
+      path: of a small file.
+      within: seconds that it may take to show; :data:`SEEN` by default.
+
+    Raises:
+      ValueError: it is not there, or another; names the host.
+    """
+    if not several():
+        return
+    wanted = from_first(path.name, lambda: _digest(path))
+    until = time.monotonic() + (SEEN if within is None else within)
+    while (found := _digest(path)) != wanted:
+        if time.monotonic() > until:
+            said = "another file than process 0 has" if found else "not there, but process 0 has it"
+            raise ValueError(
+                f"on {socket.gethostname()}, process {jax.process_index()}, {path} is {said}; the work directory must "
+                "be one folder that all hosts see (NFS, Filestore, a mounted bucket)"
+            )
+        time.sleep(0.2)
+
+
+def _digest(path: pathlib.Path) -> str:
+    """SHA-256 of a file; "" where there is none."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return ""
+
+
+def compile_together(function: Any, *args: Any) -> None:
+    """Compiles a jitted function for ``args`` in every process before any of them runs it.
+
+    The CPU's collectives give up on a process that comes half a minute late, which on busy machines a compilation does.
+    """
+    if several():
+        function.lower(*args).compile()  # the call that follows finds it
+        together("compiled")
+
+
+def gather(tree: Any) -> Any:
+    """Arrays that are spread over the devices of all processes, as whole numpy arrays in each of them."""
+    return multihost_utils.process_allgather(tree, tiled=True)
