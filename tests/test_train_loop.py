@@ -1,140 +1,207 @@
-"""The trainer on a tiny LU-ViT: the same losses on one device and on eight, exact resume, and what stops it."""
+"""The trainer: the same losses on one device and on eight, exact resume, what it tells, and what stops it."""
 
 import json
-import pathlib
+import os
+import signal
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
+import training
 
-from repgls_jax import policies
-from repgls_jax.models import luvit as luvit_model
-from repgls_jax.models import vit
-from repgls_jax.train import checkpoint, loop, luvit, sharding, state
+from repgls_jax.data.meter import Meter
+from repgls_jax.train import checkpoint, loop, profiler, sharding, telemetry
 from repgls_jax.train.journal import Journal
-
-C, SIDE, BATCH = 5, 16, 16
-SILENT = Journal(None, None)
+from repgls_jax.train.signals import StoppedError
 
 
-def config(steps: int, **changes: object) -> ml_collections.ConfigDict:
-    settings = {"learning_rate": 3e-3, "weight_decay": 0.01, "warmup": 0.1, "clip": 1.0, "seed": 7, "mesh": "dp"}
-    settings |= {"steps": steps, "batch_size": BATCH, "checkpoint_every": 4}
-    return ml_collections.ConfigDict(settings | changes)
-
-
-def batch_at(step: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(step)
-    states = rng.choice([-2, -1, 0, 1], (BATCH, C)).astype(np.int8)
-    p = np.select([states == 1, states == 0, states == -1], [1.0, 0.0, 0.7], np.nan).astype(np.float32)
-    return {
-        "image": rng.integers(0, 256, (BATCH, SIDE, SIDE, 1), dtype=np.uint8),
-        "state": states,
-        "p": p,
-        "observed": rng.random((BATCH, C)) < 0.9,
-        "rate": rng.uniform(-0.5, 0.9, (BATCH, C)).astype(np.float32),
-    }
-
-
-def task(steps: int, poison: int | None = None) -> loop.Task:
-    """A task whose batch ``poison`` holds a NaN rate."""
-    model = luvit_model.LUViT(C, vit.Size(16, 2, 2, 32), 8, dropout=0.1)
-
-    def batches(start: int):
-        for step in range(start, 10**6):
-            batch = batch_at(step)
-            if step == poison:
-                batch["rate"][:] = np.nan
-            yield batch
-
-    return loop.Task(
-        name="tiny",
-        init=lambda key: model.init(key, jnp.zeros((1, SIDE, SIDE, 1), jnp.uint8))["params"],
-        loss=luvit.make_loss(model, policies.PolicyConfig(name="expert"), steps, 0.1),
-        batches=batches,
-        validate=lambda params, mesh: {"score": float(sum(jnp.sum(x) for x in jax.tree.leaves(params)))},
-        best="score",
-        meta={"model": "tiny"},
-    )
-
-
-def run(folder: pathlib.Path, steps: int, devices: int = 1, **changes: object) -> tuple[state.TrainState, list[float]]:
-    mesh = sharding.make_mesh(jax.devices()[:devices])
-    final, _ = loop.train(task(steps), config(steps, **changes), folder, SILENT, mesh)
-    entries = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
-    return final, [e["loss"] for e in entries if e["kind"] == "train"]
-
-
-def same(a: state.TrainState, b: state.TrainState) -> None:
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
+@pytest.fixture(scope="module")
+def losses_of_one_device(tmp_path_factory) -> list[float]:
+    return training.run(tmp_path_factory.mktemp("one"), 6)[1]
 
 
 @pytest.mark.parametrize("preset", sharding.PRESETS)
-def test_one_device_and_eight_give_the_same_losses(tmp_path, preset):
-    _, one = run(tmp_path / "1", 6)
-    final, eight = run(tmp_path / "8", 6, devices=8, mesh=preset)
-    np.testing.assert_allclose(eight, one, rtol=0, atol=1e-5)
+def test_one_device_and_eight_give_the_same_losses(losses_of_one_device, tmp_path, preset):
+    final, eight = training.run(tmp_path, 6, devices=8, mesh=preset)
+    np.testing.assert_allclose(eight, losses_of_one_device, rtol=0, atol=1e-5)
     split = [x for x in jax.tree.leaves(final.params) if not x.sharding.is_fully_replicated]
-    assert bool(split) == (preset == "fsdp")
+    assert bool(split) == (preset != "dp")
 
 
-def test_resumed_run_is_bitwise_the_undisturbed_one(tmp_path):
-    whole, losses = run(tmp_path / "whole", 10)
-    task_ = task(10)
-    broken = config(10)
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_resumed_run_is_bitwise_the_undisturbed_one(tmp_path, ema):
+    whole, losses = training.run(tmp_path / "whole", 10, ema=ema)
+    made = training.task()
 
     class StopError(Exception):
         pass
 
-    def until(stop: int):
-        def batches(start: int):
-            for step, batch in zip(range(start, stop), task_.batches(start), strict=False):
-                del step
-                yield batch
-            raise StopError
+    def until_six(start: int):
+        for step, batch in zip(range(start, 6), made.batches(start), strict=False):
+            del step
+            yield batch
+        raise StopError
 
-        return batches
-
-    interrupted = loop.Task(**{**vars(task_), "batches": until(6)})
     with pytest.raises((StopError, RuntimeError)):
-        loop.train(interrupted, broken, tmp_path / "cut", SILENT, sharding.make_mesh(jax.devices()[:1]))
-    resumed, again = run(tmp_path / "cut", 10)
-    same(whole, resumed)
+        training.run(tmp_path / "cut", 10, made=training.task(batches=until_six), ema=ema)
+    resumed, again = training.run(tmp_path / "cut", 10, ema=ema)
+    training.same(whole, resumed)
     assert again == losses  # each step is told once, with the same value
-    finished, _ = run(tmp_path / "cut", 10)  # nothing is left to do
-    same(whole, finished)
+    finished, _ = training.run(tmp_path / "cut", 10, ema=ema)  # nothing is left to do
+    training.same(whole, finished)
 
 
-def test_nan_stops_with_the_step_and_an_older_checkpoint(tmp_path):
-    with pytest.raises(loop.DivergedError, match=r"step 7 is nan.*learning rate"):
-        loop.train(task(10, poison=6), config(10), tmp_path, SILENT)
-    assert checkpoint.Checkpoints(tmp_path / "checkpoints").latest() == 4
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_after_a_step_that_is_saved(tmp_path, number):
+    whole, losses = training.run(tmp_path / "whole", 10)
+    before = signal.getsignal(number)
+
+    def batches(start: int):
+        for step in range(start, 10**6):
+            if step == 5 and start == 0:
+                os.kill(os.getpid(), number)
+            yield training.batch_at(step)
+
+    with pytest.raises(StoppedError, match=rf"stopped by {number.name} after step 6 of 10.*same command") as caught:
+        training.run(tmp_path / "cut", 10, made=training.task(batches=batches))
+    assert caught.value.code == 128 + number
+    assert checkpoint.Checkpoints(tmp_path / "cut" / "checkpoints").latest() == 6
+    assert signal.getsignal(number) == before
+    resumed, again = training.run(tmp_path / "cut", 10)
+    training.same(whole, resumed)
+    assert again == losses
+    assert training.told(tmp_path / "cut", "valid") == training.told(tmp_path / "whole", "valid")
 
 
-def test_checkpoints_keep_the_newest_and_the_best(tmp_path):
-    kept = checkpoint.Checkpoints(tmp_path, best="score")
-    for step, score in ((1, 0.1), (2, 0.9), (3, 0.2), (4, 0.3), (5, 0.4)):
-        kept.save(step, {"x": jnp.full(3, float(step))}, {"step": step}, {"score": score})
-    kept.wait()
-    assert sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()) == [2, 4, 5]
-    assert kept.latest() == 5 and kept.meta()["step"] == 5 and kept.meta(2)["step"] == 2
+def test_nan_stops_with_the_step_its_batch_and_an_older_checkpoint(tmp_path):
+    made = training.task(poison=6, identify=lambda index: [f"film-{i}" for i in index])
+    with pytest.raises(loop.DivergedError, match=r"loss at step 7 is nan.*diverged\.json.*learning rate"):
+        training.run(tmp_path, 10, made=made)
+    index = sorted(set(training.batch_at(6)["index"].tolist()))
+    record = json.loads((tmp_path / "diverged.json").read_text())
+    assert (record["step"], record["scalars"]["loss"], record["index"]) == (7, None, index)
+    assert record["image_id"] == [f"film-{i}" for i in index]
+    kept = checkpoint.Checkpoints(tmp_path / "checkpoints")
+    assert kept.choose() == 4
 
 
-def test_missing_checkpoint_says_what_there_is(tmp_path):
-    empty = checkpoint.Checkpoints(tmp_path / "none")
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*none.*Train first"):
-        empty.meta()
-    with pytest.raises(FileNotFoundError, match="of step 3"):
-        empty.restore({}, 3)
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
+    """Loss and gradient may be finite where the parameters are not: here the loss does not use one of them."""
+    spare = np.array([1.0, np.nan], np.float32)
+    made = training.task(
+        init=lambda key: training.init(key) | {"queries": jnp.zeros(2)}, weights=lambda: {"queries": spare}
+    )
+    with pytest.raises(loop.DivergedError, match="the state at step 4 is nan"):
+        training.run(tmp_path, 8, made=made)
+    assert checkpoint.Checkpoints(tmp_path / "checkpoints").latest() is None
+
+
+def test_weights_are_taken_at_a_fresh_start_only(tmp_path):
+    given = {"mlp": {"up": {"kernel": np.full((training.WIDTH, training.HIDDEN), 0.25, np.float64)}}}
+    asked = []
+
+    def weights() -> dict:
+        asked.append(1)
+        return given
+
+    seen = []
+
+    def validate(params, mesh) -> dict[str, float]:
+        seen.append(jax.device_get(params))
+        return {"score": 0.0}
+
+    made = training.task(weights=weights, validate=validate)
+    still = {"learning_rate": 0.0, "weight_decay": 0.0, "checkpoint_every": 1, "mesh": "fsdp", "devices": 8}
+    final, _ = training.run(tmp_path, 1, made=made, ema=0.9, **still)
+    kernel = given["mlp"]["up"]["kernel"]
+    np.testing.assert_array_equal(final.params["mlp"]["up"]["kernel"], kernel)
+    np.testing.assert_array_equal(seen[0]["mlp"]["up"]["kernel"], kernel)  # the average starts there too
+    assert final.params["mlp"]["up"]["kernel"].dtype == np.float32
+    plain = jax.device_get(training.init(jax.random.key(7)))
+    np.testing.assert_allclose(final.params["mlp"]["down"]["kernel"], plain["mlp"]["down"]["kernel"], atol=1e-7)
+    training.run(tmp_path, 2, made=made, ema=0.9, **still)
+    assert len(asked) == 1
+
+
+def test_weights_of_another_network_are_all_named(tmp_path):
+    wrong = {"mlp": {"up": {"kernel": np.zeros((3, 3))}, "sideways": np.zeros(2)}}
+    with pytest.raises(ValueError, match=r"mlp/up/kernel \(64, 128\) gets \(3, 3\); mlp/sideways is unknown"):
+        training.run(tmp_path, 1, made=training.task(weights=lambda: wrong))
 
 
 def test_unknown_preset_and_uneven_batches_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"'pp' is unknown.*fsdp"):
-        loop.train(task(2), config(2, mesh="pp"), tmp_path, SILENT)
+        training.run(tmp_path, 2, mesh="pp")
     with pytest.raises(ValueError, match="12 does not divide over 8"):
         sharding.put_batch({"x": np.zeros(12)}, sharding.make_mesh())
+
+
+def test_costs_are_told_for_each_interval(tmp_path):
+    training.run(tmp_path, 8, accumulate=2)
+    entries = training.told(tmp_path, "interval")
+    assert [e["step"] for e in entries] == [4, 8] and [e["steps"] for e in entries] == [4, 4]
+    for entry in entries:
+        assert 0 < entry["step_ms"] <= entry["step_ms_p95"] and 0 <= entry["data_wait_share"] < 1
+        assert entry["mfu"] is None and entry["host_bytes_peak"] > 1e8
+        seconds = entry["steps"] * training.BATCH / entry["images_per_second"]
+        assert seconds >= entry["step_ms"] / 1e3
+    # Three products in the forward pass; each is two in the backward one, but for those that would reach the input.
+    w, h, c, b = training.WIDTH, training.HIDDEN, training.FINDINGS, training.BATCH
+    forward = 2 * b * (2 * w * h + w * c)
+    assert training.told(tmp_path, "compiled")[0]["flops"] == 3 * forward - 2 * b * w * h
+
+
+def test_utilisation_is_of_all_chips_and_their_median_step(monkeypatch):
+    clock = iter(np.cumsum([0.0, 0.5, 0.5, 2.0]))
+    monkeypatch.setattr(telemetry.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(telemetry.chips, "of", lambda kind: types.SimpleNamespace(flops=1e12))
+    costs = telemetry.Telemetry(32, jax.devices()[:4], 10**12, Meter())
+    for _ in range(3):
+        costs.arrived()
+    told = costs.interval()
+    assert told["mfu"] == pytest.approx(1e12 / 0.5 / 4e12) and told["step_ms"] == 500
+    assert told["images_per_second"] == 32 and 500 < told["step_ms_p95"] < 2000
+    assert "MFU 50%" in telemetry.words(told) and costs.interval() == {}
+
+
+def test_profile_of_a_window_of_steps(tmp_path):
+    profiler.ask("3:4")
+    try:
+        training.run(tmp_path, 6)
+        training.run(tmp_path, 8)  # goes on behind the window
+    finally:
+        profiler.ask("")
+    assert len([*(tmp_path / "profile").rglob("*.xplane.pb")]) == 1
+    for text in ("3", "4:3", "0:2", "a:b"):
+        with pytest.raises(ValueError, match="first and last step"):
+            profiler.ask(text)
+
+
+def test_scalars_also_go_to_tensorboard_where_it_is_installed(tmp_path, monkeypatch):
+    drawn: list[tuple[str, float, int]] = []
+
+    class Writer:
+        def __init__(self, folder: str, purge_step: int):
+            drawn.append((folder, 0.0, purge_step))
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            drawn.append((name, value, step))
+
+        def close(self) -> None:
+            drawn.append(("closed", 0.0, 0))
+
+    fake = types.ModuleType("tensorboardX")
+    fake.__spec__ = types.SimpleNamespace(name="tensorboardX")
+    fake.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, "tensorboardX", fake)
+    _, losses = training.run(tmp_path, 4)
+    assert drawn[0] == (str(tmp_path / "tensorboard"), 0.0, 1) and drawn[-1][0] == "closed"
+    assert [value for name, value, _ in drawn if name == "train/loss"] == losses
+    names = {name for name, _, _ in drawn}
+    assert {"valid/score", "interval/step_ms"} <= names and "interval/mfu" not in names
 
 
 def test_journal_survives_a_torn_last_line(tmp_path):

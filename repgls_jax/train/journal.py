@@ -8,7 +8,7 @@ import math
 import pathlib
 import sys
 import time
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 
 def finite(value: Any) -> Any:
@@ -32,17 +32,31 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
+class Board(Protocol):
+    """Where scalars are also drawn, see :mod:`repgls_jax.train.board`."""
+
+    def add(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Takes what was recorded of a step."""
+
+    def close(self) -> None:
+        """Writes what is left."""
+
+
 class Journal:
     """Says things to a person and records them in a file.
 
     Args:
       path: JSON-lines file to append to; None records nothing.
       stream: where people read; None is silent (other hosts of a pod).
+
+    Attributes:
+      board: also told of what is recorded of a step; None by default.
     """
 
     def __init__(self, path: pathlib.Path | None = None, stream: TextIO | None = sys.stderr):
         self.path = path
         self.stream = stream
+        self.board: Board | None = None
 
     def at(self, path: pathlib.Path) -> "Journal":
         """A journal that says to the same stream and records in another file."""
@@ -61,6 +75,8 @@ class Journal:
         line = json.dumps({"kind": kind, "time": round(time.time(), 3), **finite(values)}, allow_nan=False)
         with self.path.open("a") as f:
             f.write(line + "\n")
+        if self.board is not None and "step" in values:
+            self.board.add(kind, values["step"], {name: value for name, value in values.items() if name != "step"})
 
     def read(self, kind: str) -> list[dict[str, Any]]:
         """The recorded lines of one kind. A last line cut short by a kill is left out."""

@@ -1,7 +1,6 @@
 """The effectful loop around the pure step: mesh, state, data, checkpoints, journal, in that order."""
 
 import dataclasses
-import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -13,10 +12,16 @@ import numpy as np
 from clu import parameter_overview
 from jax.sharding import Mesh
 
+from repgls_jax import distributed
 from repgls_jax.data.meter import Meter
-from repgls_jax.train import checkpoint, sharding
+from repgls_jax.train import begin, board, divergence, place, profiler, sharding, telemetry
 from repgls_jax.train import journal as journal_lib
-from repgls_jax.train.state import Params, TrainState, create, optimizer
+from repgls_jax.train.checkpoint import Checkpoints
+from repgls_jax.train.divergence import DivergedError as DivergedError
+from repgls_jax.train.divergence import Done
+from repgls_jax.train.optimizer import optimizer
+from repgls_jax.train.signals import Stop, StoppedError
+from repgls_jax.train.state import Params, TrainState, create
 from repgls_jax.train.step import LossFn, make_train_step
 
 
@@ -28,11 +33,15 @@ class Task:
       name: for the journal.
       init: pure, key -> parameters.
       loss: pure, see :data:`repgls_jax.train.step.LossFn`.
-      batches: first step -> this host's batches from that step on, without end.
-      validate: (parameters, mesh) -> scalars on validation data.
+      batches: first step -> this host's batches from that step on, without end. A column "index" [b] int, the examples'
+        numbers in the data, is kept for the record of a divergence.
+      validate: (parameters, mesh) -> scalars on validation data. The parameters are the moving average, if one is kept.
       best: the scalar of ``validate`` whose maximum marks the best checkpoint.
       meta: JSON stored with the weights.
       meter: told where the time of the input goes; by ``batches``, if it knows, and by the loop.
+      weights: gives host arrays, a part of the parameters' tree, that replace those initialised when a run starts; not
+        called when it goes on.
+      identify: numbers of examples -> their image ids, for the record of a divergence.
     """
 
     name: str
@@ -43,10 +52,8 @@ class Task:
     best: str
     meta: dict[str, Any]
     meter: Meter = dataclasses.field(default_factory=Meter)
-
-
-class DivergedError(RuntimeError):
-    """The loss is not a number."""
+    weights: Callable[[], dict[str, Any]] | None = None
+    identify: Callable[[np.ndarray], list[str]] | None = None
 
 
 def train(
@@ -56,12 +63,14 @@ def train(
     journal: journal_lib.Journal,
     mesh: Mesh | None = None,
 ) -> tuple[TrainState, Mesh]:
-    """Trains to the end, from the newest checkpoint in ``folder`` if there is one.
+    """Trains to the end, from the newest sound checkpoint in ``folder`` if there is one. Called by every process.
 
     Args:
       task: what is trained.
-      config: steps, batch_size, checkpoint_every, mesh (preset), seed, and the optimizer's settings.
-      folder: of the run; checkpoints go to ``folder/checkpoints``, scalars to ``folder/journal.jsonl``.
+      config: steps, batch_size, checkpoint_every, seed, mesh (preset), model_parallel, accumulate, ema, and the
+        optimizer's settings.
+      folder: of the run; checkpoints go to ``folder/checkpoints``, scalars to ``folder/journal.jsonl`` and, where
+        tensorboardX is installed, to ``folder/tensorboard``, a profile to ``folder/profile``.
       journal: what people see.
       mesh: all devices by default.
 
@@ -69,93 +78,143 @@ def train(
       The final state and the mesh it lives on.
 
     Raises:
-      DivergedError: the loss became NaN or infinite; names the step.
+      DivergedError: the loss became NaN or infinite; names the step, whose batch is in ``folder/diverged.json``.
+      StoppedError: a signal asked for the end; the state is saved.
+      DamagedError: there are checkpoints, and none is sound.
+      DiskFullError: there is no space for a checkpoint.
+      ValueError: the checkpoint, or the weights to start with, are of another network; names what differs.
     """
-    mesh = mesh or sharding.make_mesh()
+    mesh = mesh or sharding.make_mesh(config.mesh, model_parallel=config.model_parallel)
     tx = optimizer(config, config.steps)
 
-    def fresh() -> TrainState:
-        return create(task.init(jax.random.key(config.seed)), tx, config.seed)
+    def make() -> TrainState:
+        return create(task.init(jax.random.key(config.seed)), tx, config.seed, config.ema)
 
-    shapes = jax.eval_shape(fresh)
+    shapes = jax.eval_shape(make)
     shardings = sharding.shard_state(shapes, mesh, config.mesh)
     log = journal.at(folder / "journal.jsonl")
     count = parameter_overview.count_parameters(shapes.params)
     journal.say(f"  {task.name}: {count:,} parameters, {mesh.size} device(s), preset {config.mesh}")
-    checkpoints = checkpoint.Checkpoints(folder / "checkpoints", best=task.best)
+    checkpoints = Checkpoints(place.of(folder), best=task.best, journal=log)
     try:
-        start = checkpoints.latest()
-        if start is None:
-            state, start = jax.jit(fresh, out_shardings=shardings)(), 0
-        else:
-            abstract = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
-            state = checkpoints.restore(abstract, start)
+        state, start = begin.state(checkpoints, make, shapes, shardings, task.weights)
+        if start:
             journal.say(f"  {task.name}: resumed at step {start} of {config.steps}")
         log.rewind(start)
+        if log.path is not None and board.available():
+            log.board = board.Board(folder / "tensorboard", start)
+        step = make_train_step(task.loss, tx, config.accumulate, config.ema, tuple(config.freeze))
         # The state is donated: a step overwrites it in place instead of holding two copies.
-        step_fn = jax.jit(make_train_step(task.loss, tx), donate_argnums=0, out_shardings=(shardings, None))
-        state = _run(task, config, state, start, step_fn, mesh, checkpoints, log)
+        step_fn = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+        with Stop(mesh, log) as stop:
+            state = _Run(task, config, folder, mesh, checkpoints, log, step_fn, stop).to_the_end(state, start)
     finally:
+        if log.board is not None:
+            log.board.close()
         checkpoints.close()
     return state, mesh
 
 
-def _run(
-    task: Task,
-    config: ml_collections.ConfigDict,
-    state: TrainState,
-    start: int,
-    step_fn: Callable[..., Any],
-    mesh: Mesh,
-    checkpoints: checkpoint.Checkpoints,
-    log: journal_lib.Journal,
-) -> TrainState:
-    """Steps ``start`` to the end; the scalars of a step are fetched after the next one is dispatched."""
-    if start >= config.steps:
+@dataclasses.dataclass
+class _Run:
+    """What the loop works with."""
+
+    task: Task
+    config: ml_collections.ConfigDict
+    folder: pathlib.Path
+    mesh: Mesh
+    checkpoints: Checkpoints
+    log: journal_lib.Journal
+    step_fn: jax.stages.Wrapped
+    stop: Stop
+
+    def to_the_end(self, state: TrainState, start: int) -> TrainState:
+        """Steps ``start`` to the last; the scalars of a step are fetched after the next one is dispatched."""
+        config, meter = self.config, self.task.meter
+        if start >= config.steps:
+            return state
+        batches = self.task.batches(start)
+        first = next(batches)
+        step_fn, costs = self._compiled(state, sharding.put_batch(first, self.mesh))
+        progress = journal_lib.Progress(self.log, self.task.name, start, config.steps, config.batch_size)
+        pending: Done | None = None
+        began, waited = time.monotonic(), meter.waited()
+        with profiler.Profiler(self.folder / "profile", self.log) as profile:
+            for step in range(start + 1, config.steps + 1):
+                if profile.begins(step):
+                    jax.block_until_ready(state)
+                    profile.start()
+                # The step before is still running, and the copy to the device goes on beside it.
+                with meter.measure("wait"):
+                    made = first if step == start + 1 else next(batches)
+                with meter.measure("transfer"):
+                    batch = sharding.put_batch(made, self.mesh)
+                state, scalars = step_fn(state, batch)
+                if pending is not None:
+                    progress.update(pending.step, self._note(pending, costs))
+                pending = Done(step, scalars, made.get("index"))
+                number = self.stop.asked(step)
+                saving = step % config.checkpoint_every == 0 or step == config.steps
+                if saving or number or profile.ends(step):
+                    progress.update(step, self._note(pending, costs))
+                    done, pending = pending, None
+                    if profile.ends(step):
+                        profile.stop()
+                    if saving or number:
+                        self._save(state, done, costs, validate=saving)
+                if number:
+                    self.checkpoints.wait()
+                    stopped = StoppedError(number, step, config.steps)
+                    self.log.say(f"  {self.task.name}: {stopped}")
+                    raise stopped
+        self._sum_up(start, time.monotonic() - began, meter.waited() - waited)
         return state
-    progress = journal_lib.Progress(log, task.name, start, config.steps, config.batch_size)
-    pending: tuple[int, dict[str, jax.Array]] | None = None
-    meter, began = task.meter, time.monotonic()
-    batches = task.batches(start)
-    for step in range(start + 1, config.steps + 1):
-        # The step before is still running, and the copy to the device goes on beside it.
-        with meter.measure("wait"):
-            made = next(batches)
-        with meter.measure("transfer"):
-            batch = sharding.put_batch(made, mesh)
-        state, scalars = step_fn(state, batch)
-        if pending is not None:
-            progress.update(pending[0], _note(*pending, log))
-        pending = (step, scalars)
-        if step % config.checkpoint_every == 0 or step == config.steps:
-            progress.update(step, _note(*pending, log))
-            pending = None
-            validated = task.validate(state.params, mesh)
-            log.record("valid", step=step, **validated)
-            log.say(f"  {task.name} step {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in validated.items()))
-            checkpoints.save(step, state, task.meta, validated)
-    seconds = time.monotonic() - began
-    done = config.steps - start
-    log.record(
-        "speed",
-        step=config.steps,
-        seconds=seconds,
-        examples_per_second=done * config.batch_size / seconds,
-        data_wait_share=meter.waited() / seconds,
-        input_seconds=dict(meter.seconds),
-    )
-    log.say(f"  {task.name} {meter.summary(seconds)}")
-    return state
 
+    def _note(self, done: Done, costs: telemetry.Telemetry) -> str:
+        said = divergence.note(done, self.folder, self.log, self.task.identify)
+        costs.arrived()
+        return said
 
-def _note(step: int, scalars: dict[str, jax.Array], log: journal_lib.Journal) -> str:
-    """Fetches, checks and records the scalars of a step; returns a few words about it."""
-    values = {name: float(value) for name, value in scalars.items()}
-    log.record("train", step=step, **values)
-    if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
-        raise DivergedError(
-            f"the loss at step {step} is {values['loss']}, its gradient's norm {values['grad_norm']}; "
-            "lower the learning rate, or for negative rates lengthen the policy's warmup or lower its margin_cap. "
-            "The last checkpoint is from before"
+    def _compiled(
+        self, state: TrainState, batch: dict[str, jax.Array]
+    ) -> tuple[Callable[..., Any], telemetry.Telemetry]:
+        """The step, and what counts its costs."""
+        began = time.monotonic()
+        traced = self.step_fn.trace(state, batch)
+        step_fn = traced.lower().compile()
+        distributed.together("step compiled")  # collectives of the CPU give up on one that comes half a minute late
+        work = telemetry.work(traced)
+        seconds = time.monotonic() - began
+        self.log.record("compiled", seconds=round(seconds, 3), flops=work)
+        shown = telemetry.flops_in_words(work)
+        self.log.say(f"  {self.task.name}: compiled in {seconds:.1f} s; {shown} of matrix products a step")
+        devices = list(self.mesh.devices.flat)
+        return step_fn, telemetry.Telemetry(self.config.batch_size, devices, work, self.task.meter)
+
+    def _save(self, state: TrainState, done: Done, costs: telemetry.Telemetry, validate: bool) -> None:
+        """Starts writing a checkpoint of a state that is known to be finite."""
+        if not divergence.all_finite(state):
+            values = {name: float(value) for name, value in done.scalars.items()}
+            divergence.fail(done, values, self.folder, self.log, self.task.identify, "the state", float("nan"))
+        interval = costs.interval()
+        self.log.record("interval", step=done.step, **interval)
+        measured: dict[str, float] = {}
+        if validate:
+            measured = self.task.validate(state.weights, self.mesh)
+            self.log.record("valid", step=done.step, **measured)
+            shown = "  ".join(f"{k} {v:.4f}" for k, v in measured.items())
+            self.log.say(f"  {self.task.name} step {done.step}: {shown}   {telemetry.words(interval)}")
+        self.checkpoints.save(done.step, state, self.task.meta, measured)
+        costs.resume()
+
+    def _sum_up(self, start: int, seconds: float, waited: float) -> None:
+        steps, meter = self.config.steps - start, self.task.meter
+        self.log.record(
+            "speed",
+            step=self.config.steps,
+            seconds=seconds,
+            examples_per_second=steps * self.config.batch_size / seconds,
+            data_wait_share=waited / seconds,
+            input_seconds=dict(meter.seconds),
         )
-    return f"loss {values['loss']:.4f}"
+        self.log.say(f"  {self.task.name} {meter.summary(seconds)}")

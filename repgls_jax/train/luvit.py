@@ -218,7 +218,7 @@ def run(
             "input": luvit.input_contract(stored.dtype, side),
             "policy": dataclasses.asdict(policy),
         },
-        identify=lambda numbers: [parts_lib.image_ids(parts)[i] for i in numbers],
+        identify=lambda numbers: np.array(parts_lib.image_ids(parts))[numbers].tolist(),
     )
     state, mesh = loop.train(task, train, folder, journal, mesh)
     return {"train_images": images, "steps": int(state.step), **validate(state.weights, mesh)}
