@@ -173,11 +173,15 @@ def _require_free(coordinator: str) -> None:
 
 def _end(text: str, code: int = 1) -> None:
     """Ends this process at once: a normal exit would wait for the others, who may wait for this one."""
+    _say(text)
+    os._exit(code)
+
+
+def _say(text: str) -> None:
     if text:
         print(text, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
 
 
 def _fail(error: BaseException) -> None:
@@ -190,14 +194,14 @@ def _fail(error: BaseException) -> None:
     else:
         traceback.print_exception(error)
     reason = text or f"{type(error).__name__}: {error}"
-    first = True
     try:
         _client().key_value_set(_FAILED, json.dumps({"process": jax.process_index(), "reason": reason, "code": code}))
     except JaxRuntimeError:  # another was faster, or there is nobody to tell
-        first = _look() is None
+        if _look() is not None:
+            text = ""  # all processes that find the same fault say it once
+    _say(text)  # before the others know, for this process may end with the first one
     _last()
-    # All processes that find the same fault say it once.
-    _end(text if first else "", code)
+    _end("", code)
 
 
 def _look() -> dict[str, Any] | None:

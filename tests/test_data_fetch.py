@@ -128,7 +128,7 @@ def _fetch(build, target, counts):
 
 
 def test_several_processes_copy_once(built, tmp_path):
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
     processes = [context.Process(target=_fetch, args=(str(built), tmp_path / "here", queue)) for _ in range(3)]
     for process in processes:
