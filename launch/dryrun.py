@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
     for name in _SHOWN if not _RESOLVED.value else config:
         print(f"{name}: {json.dumps(config_lib.plain(config).get(name))}", flush=True)
     try:
-        result = report.run(config, _target(), _BATCH.value, _FIND.value)
+        result = report.run(config, _target(), _BATCH.value, _FIND.value, say=lambda line: print(line, flush=True))
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     print(f"\n{report.text(result)}")

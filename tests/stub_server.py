@@ -103,11 +103,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             stub.in_flight += 1
             stub.most = max(stub.most, stub.in_flight)
         try:
-            if not stub.behave(self, request, nth):
-                self.say(completion(valid(request)))
+            answered = stub.behave(self, request, nth)
         finally:
-            with stub.lock:
+            with stub.lock:  # before the answer, upon which the client may send its next request at once
                 stub.in_flight -= 1
+        if not answered:
+            self.say(completion(valid(request)))
 
 
 @contextlib.contextmanager
