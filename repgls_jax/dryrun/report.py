@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_collections
@@ -11,7 +11,13 @@ from repgls_jax.dryrun import flops, measure, program, roofline
 from repgls_jax.dryrun.target import Target
 
 
-def run(config: ml_collections.ConfigDict, target: Target, batch: int, find_batch: bool = False) -> dict[str, Any]:
+def run(
+    config: ml_collections.ConfigDict,
+    target: Target,
+    batch: int,
+    find_batch: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
     """Compiles the train and the evaluation step of ``config`` for ``target``.
 
     Args:
@@ -19,6 +25,7 @@ def run(config: ml_collections.ConfigDict, target: Target, batch: int, find_batc
       target: the devices.
       batch: films of a training step; 0 takes the config's, or the largest found.
       find_batch: looks for the largest batch that fits.
+      say: told of each compilation, which may take minutes.
 
     Returns:
       JSON-able: what was asked for, "train" and "evaluate" (see :func:`_step`), "largest" and "faults". A step that
@@ -32,6 +39,7 @@ def run(config: ml_collections.ConfigDict, target: Target, batch: int, find_batc
 
     def train(size: int) -> measure.Measured:
         if size not in done:
+            say(f"compiling the train step of {size:,} films for {target.name} ...")
             arguments = (made.state, made.batch(size))
             done[size] = measure.compile_step("train step", made.step, arguments, made.mesh, target.chip)
         return done[size]
