@@ -61,17 +61,27 @@ def free_port() -> int:
 
 def run(command: Sequence[str], environments: Sequence[dict[str, str]]) -> int:
     """Runs the command once for each environment; returns the exit code of the first that failed, or 0."""
-    started = [
-        subprocess.Popen(
-            command, env=os.environ | own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    started: list[subprocess.Popen[bytes]] = []
+    asked: list[int] = []
+
+    def pass_on(number: int, _: object) -> None:
+        asked.append(number)
+        _send(started, number)
+
+    # Before the first process: a signal must not end the launcher and leave processes behind.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, pass_on)
+    for own in environments:
+        started.append(
+            subprocess.Popen(
+                command, env=os.environ | own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+            )
         )
-        for own in environments
-    ]
+        if asked:
+            _send(started, asked[-1])
     tellers = [threading.Thread(target=_tell, args=(i, p.stdout), daemon=True) for i, p in enumerate(started)]
     for teller in tellers:
         teller.start()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: _send(started, number))
     try:
         code = _wait(started)
     finally:
