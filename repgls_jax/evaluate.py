@@ -4,44 +4,23 @@ import json
 import pathlib
 from typing import Any
 
-import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from clu import parameter_overview
 
-from repgls_jax import distributed, policies, sidecars
+from repgls_jax import distributed, policies, sidecars, trained
 from repgls_jax import findings as findings_lib
 from repgls_jax.data import pipeline
 from repgls_jax.data import shards as shards_lib
 from repgls_jax.data.build import SHARDS
 from repgls_jax.models import luvit as luvit_model
-from repgls_jax.models import vit
 from repgls_jax.results import page, score, table
-from repgls_jax.train import checkpoint, labels, luvit, place, sharding
+from repgls_jax.train import labels, luvit, sharding
 from repgls_jax.train.journal import Journal
 
 PREDICTIONS = "predictions.parquet"
-RECORD = "run.json"  # what a training run says of itself: config, stage folders, vocabulary
-
-
-def load(run_folder: pathlib.Path, mesh: jax.sharding.Mesh) -> tuple[luvit_model.LUViT, Any, dict[str, Any]]:
-    """The model, parameters and metadata of a run's newest checkpoint.
-
-    Raises:
-      FileNotFoundError: the folder holds no checkpoint.
-    """
-    where = place.of(run_folder)
-    if not where.is_dir():
-        raise FileNotFoundError(f"{run_folder} holds no folder 'checkpoints'; expected the folder of a LU-ViT run")
-    checkpoints = checkpoint.Checkpoints(where)
-    try:
-        meta = checkpoints.meta()
-        model = luvit_model.from_description(meta["model"], len(meta["findings"]))
-        params = checkpoints.restore_params(mesh)
-    finally:
-        checkpoints.close()
-    return model, vit.unstack_blocks(params), meta
+RECORD = trained.RECORD
 
 
 def run(
@@ -75,12 +54,12 @@ def run(
         raise FileNotFoundError(f"{run_folder} holds no {RECORD}; expected the folder of a LU-ViT run")
     record = json.loads((run_folder / RECORD).read_text())
     mesh = sharding.make_mesh()
-    model, params, meta = load(run_folder, mesh)
+    model = trained.load(run_folder, mesh)
     data_folder = run_folder.parent / record["stages"]["data"] / "set"
     vocabulary = shards_lib.vocabulary(data_folder / SHARDS)
-    findings_lib.require_same(vocabulary.findings, meta["findings"], f"the checkpoint in {run_folder}")
+    findings_lib.require_same(vocabulary.findings, model.vocabulary.findings, f"the checkpoint in {run_folder}")
     stored = shards_lib.Images(data_folder / SHARDS, split)
-    luvit_model.require_input(meta["input"], stored.dtype, stored.shape[0], f"the checkpoint in {run_folder}")
+    luvit_model.require_input(model.input, stored.dtype, stored.shape[0], f"the checkpoint in {run_folder}")
     examples = shards_lib.examples(data_folder / SHARDS, split)
     evidence_folder = record["stages"].get("evidence")
     evidence = evidence_folder and sidecars.read(
@@ -93,7 +72,7 @@ def run(
     batches = pipeline.eval_batches(
         data_folder / SHARDS, split, {}, batch_size=batch_size, host_index=host, host_count=hosts
     )
-    predicted = luvit.predict(luvit.make_forward(model), params, batches, mesh)
+    predicted = luvit.predict(model.apply, model.params, batches, mesh)
     if not distributed.is_first():
         return distributed.from_first("scores", dict)
     results = score.score(
@@ -110,7 +89,7 @@ def run(
         "split": split,
         "scored against": reference,
         "policy": policies.POLICIES[run_config["policy"]["name"]].note,
-        "parameters": parameter_overview.count_parameters(params),
+        "parameters": parameter_overview.count_parameters(model.params),
         "seconds": seconds or {},
         **_trained_on(record),
         "config": _shown(run_config),
