@@ -6,6 +6,7 @@ import itertools
 import json
 import pathlib
 import pickle
+import types
 
 import hostile_layouts as layouts
 import jax
@@ -17,7 +18,7 @@ from PIL import Image
 from test_data_build import Stub
 from test_data_dicom import film as dicom_film
 
-from repgls_jax import data, evaluate
+from repgls_jax import data, evaluate, trained
 from repgls_jax.data import images, look, look_page, look_pixels, mix, pipeline, shards
 from repgls_jax.data.augment import Augment
 from repgls_jax.findings import CHEXPERT
@@ -223,7 +224,7 @@ def test_pixels_of_another_type_are_refused(net):
 
 
 @pytest.mark.parametrize(
-    ("trained", "said"),
+    ("contract", "said"),
     [
         (
             luvit.input_contract(np.uint8, 12),
@@ -237,18 +238,18 @@ def test_pixels_of_another_type_are_refused(net):
         (None, ""),
     ],
 )
-def test_evaluation_refuses_a_checkpoint_made_for_other_images(tmp_path, monkeypatch, trained, said):
+def test_evaluation_refuses_a_checkpoint_made_for_other_images(tmp_path, monkeypatch, contract, said):
     """The checkpoint itself is not needed: it is refused for what is stored with it."""
     data.build_source(Deep({"train": 4, "valid": 2, "test": 2}), tmp_path / "data" / "set")
     run = tmp_path / "run"
     run.mkdir()
     (run / evaluate.RECORD).write_text(json.dumps({"config": {}, "stages": {"data": "data"}}))
-    meta = {"findings": list(CHEXPERT.findings), "input": trained or luvit.input_contract(np.uint16, 12)}
-    monkeypatch.setattr(evaluate, "load", lambda folder, mesh: (None, None, meta))
+    stored = types.SimpleNamespace(vocabulary=CHEXPERT, input=contract or luvit.input_contract(np.uint16, 12))
+    monkeypatch.setattr(trained, "load", lambda folder, mesh: stored)
     settings = {"batch_size": 2, "replicates": 0}
-    with pytest.raises(ValueError if trained else AttributeError) as error:
+    with pytest.raises(ValueError if contract else AttributeError) as error:
         evaluate.run(run, pathlib.Path(tmp_path), "test", settings, Journal(stream=None))
-    if trained:
+    if contract:
         assert f"takes images with {said} as the data has; build the data as it was" in str(error.value)
 
 
