@@ -12,6 +12,7 @@ model, so that a report costs one forward pass per decision instead of one per t
 
 import contextlib
 import dataclasses
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -163,6 +164,9 @@ class Decoder:
         self.part: Callable[[str], contextlib.AbstractContextManager[None]] = lambda name: contextlib.nullcontext()
         self._model = model
         self._vocabulary = vocabulary
+        # transformers 5.24 renamed the argument, and means to drop the old name.
+        parameters = inspect.signature(type(model).forward).parameters
+        self._cache_name = "cache" if "cache" in parameters else "past_key_values"
         self._size = model.config.vocab_size
         self._guide = llguidance.hf.from_tokenizer(tokenizer, n_vocab=self._size)
         self._bytes = [self._guide.decode_bytes([token]) for token in range(self._size)]
@@ -228,7 +232,7 @@ class Decoder:
             input_ids=ids.to(valid.device),
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
+            **{self._cache_name: cache},
             use_cache=True,
             logits_to_keep=1,
             shared=self._prefix,
