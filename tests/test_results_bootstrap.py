@@ -1,11 +1,14 @@
 """The bootstrap: weights equal resampling, patients move together, intervals cover, draws repeat."""
 
-import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import ece_oracle
+from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
 from repgls_jax.findings import Vocabulary
-from repgls_jax.results import bootstrap, compare, metrics, score, table
+from repgls_jax.results import bootstrap, compare, metrics, score, table, weighted
 
 VOCABULARY = Vocabulary("four", 1, ("Edema", "Fracture", "Pneumonia", "Nodule"))
 
@@ -17,34 +20,83 @@ def predictions(n, seed=0, gap=1.0, prevalence=0.3):
     return np.round(p, 2).astype(np.float32), labels, rng.random((n, 4)) < 0.9
 
 
-def test_weights_equal_explicit_resampling():
-    p, y, m = predictions(40)
-    patient = np.random.default_rng(1).integers(0, 15, 40)
-    key = jax.random.key(3)
-    found = bootstrap.replicates(key, p, y, m, patient, patients=15, count=70)
-    for i in range(5):
-        counts = np.asarray(bootstrap.draw(jax.random.fold_in(key, i), 15)).astype(int)
-        assert counts.sum() == 15
-        rows = np.repeat(np.arange(40), counts[patient])
-        # Zero-padded to one shape, so that one program is compiled.
-        padded = np.pad(rows, (0, 120 - len(rows)))
-        kept = (np.arange(120) < len(rows))[:, None] & m[padded]
-        expected = metrics.measure(p[padded], y[padded], kept)
-        for name in metrics.METRICS:
-            np.testing.assert_allclose(found[name][i], expected[name], atol=1e-6, err_msg=name)
+def plain(p, y, patient, drawn):
+    """One replicate the long way: the images of each patient, as often as drawn, scored by scikit-learn in float64."""
+    rows = np.concatenate([np.flatnonzero(patient == i) for i in range(len(drawn)) for _ in range(drawn[i])])
+    p, y = p[rows].astype(np.float64), y[rows]
+    both = len(np.unique(y)) == 2
+    return {
+        "auroc": roc_auc_score(y, p) if both else np.nan,
+        "auprc": average_precision_score(y, p) if both else np.nan,
+        "brier": brier_score_loss(y, p) if len(y) else np.nan,
+        "ece": ece_oracle(p, y, np.ones(len(y))) if len(y) else np.nan,
+    }
 
 
-def test_a_replicate_depends_on_its_key_and_number_alone():
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 3, 1000]), st.sampled_from([40, 131, 300]))
+def test_weights_equal_explicit_resampling(seed, levels, n):
+    """Few levels make many ties, and blocks of one score; n passes the size of a block and of the running sums."""
+    rng = np.random.default_rng(seed)
+    p, y, m = predictions(n, seed, prevalence=rng.choice([0.02, 0.3, 0.95]))
+    p = (np.round(p * levels) / levels).astype(np.float32)
+    patient = rng.integers(0, 15, n)
+    found = bootstrap.replicates(7, p, y, m, patient, patients=15, count=70)
+    for i in (0, 66):  # of two blocks of draws
+        drawn = bootstrap.draw(7, i, 15)
+        assert drawn.sum() == 15
+        for j in range(4):
+            kept = m[:, j]
+            expected = plain(p[kept, j], y[kept, j], patient[kept], drawn)
+            assert set(found) == set(expected) == set(metrics.METRICS) == set(weighted.METRICS)
+            for name, value in expected.items():
+                np.testing.assert_allclose(found[name][i, j], value, atol=1e-6, err_msg=name)
+
+
+def test_intervals_are_those_of_a_plain_numpy_bootstrap():
+    """Other draws, by another way: percentiles of 400 replicates of 400 agree to what their own chance allows."""
+    rng = np.random.default_rng(2)
+    p, y, m = predictions(400)
+    patient = rng.integers(0, 150, 400)
+    found = bootstrap.interval(
+        bootstrap.replicates(0, p, y, m, patient, patients=150, count=2000, names=("auroc",))["auroc"]
+    )
+    kept = np.flatnonzero(m[:, 0])
+    of = [kept[patient[kept] == i] for i in range(150)]
+    areas = []
+    for _ in range(400):
+        rows = np.concatenate([of[i] for i in rng.integers(0, 150, 150)])
+        areas.append(roc_auc_score(y[rows, 0], p[rows, 0]))
+    width = found.high[0] - found.low[0]
+    np.testing.assert_allclose(np.quantile(areas, [0.025, 0.975]), [found.low[0], found.high[0]], atol=0.15 * width)
+
+
+def test_a_replicate_depends_on_the_seed_and_its_number_alone():
     p, y, m = predictions(40)
     patient = np.random.default_rng(1).integers(0, 15, 40)
 
     def run(seed, count):
-        found = bootstrap.replicates(jax.random.key(seed), p, y, m, patient, patients=15, count=count)
+        found = bootstrap.replicates(seed, p, y, m, patient, patients=15, count=count)
         return np.stack([found[name] for name in metrics.METRICS])
 
     np.testing.assert_array_equal(run(0, 70), run(0, 70))
-    np.testing.assert_allclose(run(0, 70)[:, :9], run(0, 9), atol=1e-6)
+    np.testing.assert_allclose(run(0, 70)[:, :9], run(0, 9), rtol=1e-12)
     assert not np.array_equal(run(0, 70), run(1, 70), equal_nan=True)
+
+
+def test_large_weights_and_large_sets_keep_their_digits():
+    """Sums past 2^24, which float32 does not count: the same as of one patient each, and scikit-learn's."""
+    p, y, m = predictions(300)
+    huge = np.full(300, 2.0**20, np.float32)
+    one, other = bootstrap.exact(p, y, m), bootstrap.exact(p, y, m, weights=huge)
+    for name in metrics.METRICS:
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-12)
+    rng = np.random.default_rng(3)
+    y = (rng.random((200_000, 1)) < 0.01).astype(np.int8)
+    p = np.round(1 / (1 + np.exp(-rng.normal(size=y.shape) - y)), 4).astype(np.float32)
+    found = bootstrap.exact(p, y, y >= 0)
+    assert found["auroc"][0] == pytest.approx(roc_auc_score(y[:, 0], p[:, 0]), abs=1e-10)
+    assert found["auprc"][0] == pytest.approx(average_precision_score(y[:, 0], p[:, 0]), abs=1e-10)
 
 
 def test_intervals_cover_the_truth():
@@ -55,9 +107,7 @@ def test_intervals_cover_the_truth():
         rng = np.random.default_rng(seed)
         y = (rng.random((200, 1)) < 0.4).astype(np.int8)
         z = (rng.normal(size=(200, 1)) + y).astype(np.float32)
-        found = bootstrap.replicates(
-            jax.random.key(seed), z, y, y >= 0, np.arange(200), patients=200, count=200, names=("auroc",)
-        )
+        found = bootstrap.replicates(seed, z, y, y >= 0, np.arange(200), patients=200, count=200, names=("auroc",))
         low, high, _ = bootstrap.interval(found["auroc"])
         covered += bool(low[0] <= truth <= high[0])
     # 95 % of 60 is 57; below 50 or at 60 of 60 with intervals of this width would be a fault, or luck of 1 in 1,000.

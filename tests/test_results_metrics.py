@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import ece_oracle
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from repgls_jax.results import curves, metrics
@@ -23,15 +24,6 @@ def cases(draw):
     labels = (rng.random((N, C)) < draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))).astype(np.int8)
     mask = rng.random((N, C)) < draw(st.sampled_from([0.0, 0.2, 0.8, 1.0]))
     return scores, labels, mask, rng.integers(0, 4, N).astype(np.float32)
-
-
-def ece_oracle(p, y, w):
-    """Straight from the definition: an image's bin is floor(15 * share of the weight with a higher p)."""
-    p, y, w = (np.asarray(a, np.float64) for a in (p, y, w))
-    total = w.sum()
-    bins = np.array([int(metrics.BINS * w[p > v].sum() // total) for v in p])
-    gaps = [abs((w * (p - y))[bins == b].sum()) for b in range(metrics.BINS)]
-    return sum(gaps) / total
 
 
 def oracle(p, y, w):

@@ -7,12 +7,11 @@ difference: the interval of a difference is far narrower than two separate inter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from repgls_jax import findings as findings_lib
 from repgls_jax.results import bootstrap, metrics
-from repgls_jax.results.score import check, entry_of
+from repgls_jax.results.score import check, entry_of, macro
 
 Metrics = dict[str, np.ndarray]
 
@@ -51,26 +50,21 @@ class _Test:
         targets = np.where(self._mask, self._labels, 0).astype(np.int8)
         _, patient = np.unique(np.asarray(self._patient_ids), return_inverse=True)
         drawn = bootstrap.replicates(
-            jax.random.key(self._seed),
+            self._seed,
             scores,
             targets,
             self._mask,
-            patient.astype(np.int32),
+            patient,
             patients=int(patient.max()) + 1,
             count=self._replicates,
         )
-        values = metrics.measure(scores, targets, self._mask)
-        return _double(values), _double(drawn)
-
-
-def _double(arrays: Mapping[str, jax.Array]) -> Metrics:
-    return {k: np.asarray(v, np.float64) for k, v in arrays.items()}
+        return bootstrap.exact(scores, targets, self._mask), drawn
 
 
 def _macro(values: Metrics, drawn: Metrics) -> tuple[dict[str, float], Metrics]:
     """Means over the findings that have a value: metric -> value, and metric -> replicates [count]."""
     defined = {k: np.isfinite(v) for k, v in values.items()}
-    means = {k: float(v[defined[k]].mean()) if defined[k].any() else float("nan") for k, v in values.items()}
+    means = {k: macro(v) for k, v in values.items()}
     return means, {k: bootstrap.mean(v, defined[k]) for k, v in drawn.items()}
 
 
@@ -107,8 +101,7 @@ def compare(
         for j, finding in enumerate(vocabulary.findings):
             rows[finding][name] = _difference(value[j], draws[:, j])
         defined = np.isfinite(value)
-        average = value[defined].mean() if defined.any() else np.nan
-        mean[name] = _difference(average, bootstrap.mean(draws, defined)) | {"findings": int(defined.sum())}
+        mean[name] = _difference(macro(value), bootstrap.mean(draws, defined)) | {"findings": int(defined.sum())}
     return {"findings": rows, "mean": mean}
 
 

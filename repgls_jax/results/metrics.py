@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jax import lax
 
 BINS = 15
+_BLOCK = 512
 
 
 class Ranked(NamedTuple):
@@ -96,6 +97,15 @@ def _running(x: jax.Array) -> jax.Array:
     return jnp.concatenate([jnp.zeros_like(x[:1], shape=(1, x.shape[1])), jnp.cumsum(x, axis=0)])
 
 
+def _sum(x: jax.Array) -> jax.Array:
+    """Sums of the columns of [n, r]: of blocks first, for a compiler may add float32s one after the other, and a
+    hundred thousand of them lose the fifth digit that way.
+    """
+    n, r = x.shape
+    parts = jnp.pad(x, ((0, -n % _BLOCK), (0, 0))).reshape(-(-n // _BLOCK), _BLOCK, r)
+    return jnp.sum(lax.optimization_barrier(jnp.sum(parts, axis=1)), axis=0)  # else both would be one sum again
+
+
 def tally(ranked: Ranked, weights: jax.Array) -> Tally:
     """Sums a ranked finding under ``weights``, float32 [n, r], not negative, in the order of the images."""
     score, label = ranked.score[:, None], ranked.label[:, None]
@@ -122,20 +132,20 @@ def auroc(t: Tally) -> jax.Array:
     """[r] areas under the ROC curve; NaN with fewer than two classes."""
     negative = t.total - t.positive
     above = 0.5 * (t.positive_before + t.positive_upto)  # a tie counts half
-    area = jnp.sum(t.weight * (1 - t.label) * above, axis=0) / (t.positive * negative)
+    area = _sum(t.weight * (1 - t.label) * above) / (t.positive * negative)
     return _where_defined((t.positive > 0) & (negative > 0), area, t)
 
 
 def auprc(t: Tally) -> jax.Array:
     """[r] average precisions; NaN with fewer than two classes."""
     precision = t.positive_upto / jnp.where(t.upto > 0, t.upto, 1)
-    area = jnp.sum(t.weight * t.label * precision, axis=0) / t.positive
+    area = _sum(t.weight * t.label * precision) / t.positive
     return _where_defined((t.positive > 0) & (t.positive < t.total), area, t)
 
 
 def brier(t: Tally) -> jax.Array:
     """[r] Brier scores; NaN without a labelled image."""
-    return _where_defined(t.total > 0, jnp.sum(t.weight * (t.score - t.label) ** 2, axis=0) / t.total, t)
+    return _where_defined(t.total > 0, _sum(t.weight * (t.score - t.label) ** 2) / t.total, t)
 
 
 def ece(t: Tally) -> jax.Array:

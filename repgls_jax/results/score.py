@@ -14,7 +14,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from repgls_jax import findings as findings_lib
@@ -72,6 +71,12 @@ def entry_of(value: Any, found: bootstrap.Interval | None, *at: int) -> dict[str
     return entry
 
 
+def macro(values: np.ndarray) -> float:
+    """Mean of the finite values; NaN if there are none."""
+    finite = np.isfinite(values)
+    return float(values[finite].mean()) if finite.any() else float("nan")
+
+
 def _curves(p: np.ndarray, y: np.ndarray) -> dict[str, Any]:
     return {
         "roc": curves.roc(p, y),
@@ -116,15 +121,14 @@ def score(
     )
     _, patient = np.unique(np.asarray(patient_ids), return_inverse=True)
     patients = int(patient.max()) + 1
-    values = {k: np.asarray(v) for k, v in metrics.measure(scores, targets, mask).items()}
+    values = bootstrap.exact(scores, targets, mask)
     drawn: dict[str, np.ndarray] = {}
     if replicates:
-        key, patient = jax.random.key(seed), patient.astype(np.int32)
-        found = bootstrap.replicates(key, scores, targets, mask, patient, patients=patients, count=replicates)
-        drawn = {k: np.asarray(v) for k, v in found.items()}
+        drawn = bootstrap.replicates(seed, scores, targets, mask, patient, patients=patients, count=replicates)
     intervals = {k: bootstrap.interval(v) for k, v in drawn.items()}
     defined = {k: np.isfinite(v) for k, v in values.items()}
-    rows, drawings = {}, {}
+    rows: dict[str, dict[str, Any]] = {}
+    drawings = {}
     for j, finding in enumerate(vocabulary.findings):
         counted = mask[:, j]
         rows[finding] = {"n": int(counted.sum()), "positives": int(targets[counted, j].sum())}
@@ -133,7 +137,7 @@ def score(
     mean = {}
     for name, value in values.items():
         found_mean = bootstrap.interval(bootstrap.mean(drawn[name], defined[name])) if drawn else None
-        mean[name] = entry_of(metrics.macro(value)[0], found_mean) | {"findings": int(defined[name].sum())}
+        mean[name] = entry_of(macro(value), found_mean) | {"findings": int(defined[name].sum())}
     return {
         "vocabulary": {
             "name": vocabulary.name,
