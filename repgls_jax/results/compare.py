@@ -11,7 +11,8 @@ import numpy as np
 
 from repgls_jax import findings as findings_lib
 from repgls_jax.results import bootstrap, metrics
-from repgls_jax.results.score import check, entry_of, macro
+from repgls_jax.results.entries import entry_of, macro
+from repgls_jax.results.score import check
 
 Metrics = dict[str, np.ndarray]
 

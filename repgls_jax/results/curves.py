@@ -14,14 +14,14 @@ DIGITS = 4
 Points = dict[str, list[float]]
 
 
-def _sums(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Positives and images at or above each distinct score, from the highest down: int64 [k], [k]."""
+def sums(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each distinct score from the highest down [k], and positives and images at or above it: int64 [k], [k]."""
     order = np.argsort(-scores, kind="stable")
-    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
-    return np.cumsum(labels[order], dtype=np.int64)[ends], ends + 1
+    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True)) if len(order) else order
+    return scores[order][ends], np.cumsum(labels[order], dtype=np.int64)[ends], ends + 1
 
 
-def _thin(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def thin(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Indices of at most MOST_POINTS points, about evenly spaced along the curve, both ends kept."""
     if len(x) <= MOST_POINTS:
         return np.arange(len(x))
@@ -29,7 +29,8 @@ def _thin(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.unique(np.searchsorted(length, np.linspace(0, length[-1], MOST_POINTS)).clip(0, len(x) - 1))
 
 
-def _points(**axes: np.ndarray) -> Points:
+def points(**axes: np.ndarray) -> Points:
+    """Rounded for drawing."""
     return {name: [round(float(v), DIGITS) for v in values] for name, values in axes.items()}
 
 
@@ -43,11 +44,11 @@ def roc(scores: np.ndarray, labels: np.ndarray) -> Points | None:
     positives = int(labels.sum())
     if not 0 < positives < len(labels):
         return None
-    tp, everything = _sums(scores, labels)
+    _, tp, everything = sums(scores, labels)
     fpr = np.append(0, everything - tp) / (len(labels) - positives)
     tpr = np.append(0, tp) / positives
-    kept = _thin(fpr, tpr)
-    return _points(fpr=fpr[kept], tpr=tpr[kept])
+    kept = thin(fpr, tpr)
+    return points(fpr=fpr[kept], tpr=tpr[kept])
 
 
 def precision_recall(scores: np.ndarray, labels: np.ndarray) -> Points | None:
@@ -58,11 +59,11 @@ def precision_recall(scores: np.ndarray, labels: np.ndarray) -> Points | None:
     positives = int(labels.sum())
     if not 0 < positives < len(labels):
         return None
-    tp, everything = _sums(scores, labels)
+    _, tp, everything = sums(scores, labels)
     tp, everything = tp[tp > 0], everything[tp > 0]
     recall, precision = tp / positives, tp / everything
-    kept = _thin(recall, precision)
-    return _points(recall=recall[kept], precision=precision[kept], prevalence=np.array([positives / len(labels)]))
+    kept = thin(recall, precision)
+    return points(recall=recall[kept], precision=precision[kept], prevalence=np.array([positives / len(labels)]))
 
 
 def reliability(probabilities: np.ndarray, labels: np.ndarray) -> Points | None:
@@ -81,4 +82,4 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray) -> Points | None:
     count = np.bincount(bins, minlength=metrics.BINS)
     filled = count > 0
     means = [np.bincount(bins, v, metrics.BINS)[filled] / count[filled] for v in (p, y)]
-    return _points(mean=means[0][::-1], share=means[1][::-1], count=count[filled][::-1])
+    return points(mean=means[0][::-1], share=means[1][::-1], count=count[filled][::-1])

@@ -18,6 +18,7 @@ import numpy as np
 
 from repgls_jax import findings as findings_lib
 from repgls_jax.results import bootstrap, curves, metrics
+from repgls_jax.results.entries import entry_of, macro
 
 Results = dict[str, Any]
 
@@ -58,31 +59,52 @@ def check(
         raise ValueError("cannot score these predictions: " + "; ".join(wrong))
 
 
-def _number(value: Any) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
-def entry_of(value: Any, found: bootstrap.Interval | None, *at: int) -> dict[str, Any]:
-    """A metric with its interval; ``at`` picks the finding."""
-    entry: dict[str, Any] = {"value": _number(value), "low": None, "high": None, "replicates": 0}
-    if found is not None and entry["value"] is not None:
-        low, high, kept = (v[at] for v in found)
-        entry |= {"low": _number(low), "high": _number(high), "replicates": int(kept)}
-    return entry
-
-
-def macro(values: np.ndarray) -> float:
-    """Mean of the finite values; NaN if there are none."""
-    finite = np.isfinite(values)
-    return float(values[finite].mean()) if finite.any() else float("nan")
-
-
 def _curves(p: np.ndarray, y: np.ndarray) -> dict[str, Any]:
     return {
         "roc": curves.roc(p, y),
         "precision_recall": curves.precision_recall(p, y),
         "reliability": curves.reliability(p, y),
     }
+
+
+def measured(
+    scores: np.ndarray,
+    targets: np.ndarray,
+    mask: np.ndarray,
+    patient: np.ndarray,
+    vocabulary: findings_lib.Vocabulary,
+    *,
+    replicates: int,
+    seed: int,
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """The "findings" and the "mean" of :func:`score`, of checked arguments.
+
+    Args:
+      scores: float32 [n, c]; 0 where the mask is off.
+      targets: int8 [n, c]; 0 where the mask is off.
+      mask: bool [n, c].
+      patient: int [n], numbers of patients from 0 on.
+      vocabulary: the c findings.
+      replicates: bootstrap replicates.
+      seed: of the bootstrap.
+    """
+    values = bootstrap.exact(scores, targets, mask)
+    drawn: dict[str, np.ndarray] = {}
+    if replicates:
+        patients = int(patient.max()) + 1
+        drawn = bootstrap.replicates(seed, scores, targets, mask, patient, patients=patients, count=replicates)
+    intervals = {k: bootstrap.interval(v) for k, v in drawn.items()}
+    rows: dict[str, dict[str, Any]] = {}
+    for j, finding in enumerate(vocabulary.findings):
+        counted = mask[:, j]
+        rows[finding] = {"n": int(counted.sum()), "positives": int(targets[counted, j].sum())}
+        rows[finding] |= {k: entry_of(v[j], intervals.get(k), j) for k, v in values.items()}
+    mean = {}
+    for name, value in values.items():
+        defined = np.isfinite(value)
+        found = bootstrap.interval(bootstrap.mean(drawn[name], defined)) if drawn else None
+        mean[name] = entry_of(macro(value), found) | {"findings": int(defined.sum())}
+    return rows, mean
 
 
 def score(
@@ -120,24 +142,8 @@ def score(
         np.where(mask, labels, 0).astype(np.int8),
     )
     _, patient = np.unique(np.asarray(patient_ids), return_inverse=True)
-    patients = int(patient.max()) + 1
-    values = bootstrap.exact(scores, targets, mask)
-    drawn: dict[str, np.ndarray] = {}
-    if replicates:
-        drawn = bootstrap.replicates(seed, scores, targets, mask, patient, patients=patients, count=replicates)
-    intervals = {k: bootstrap.interval(v) for k, v in drawn.items()}
-    defined = {k: np.isfinite(v) for k, v in values.items()}
-    rows: dict[str, dict[str, Any]] = {}
-    drawings = {}
-    for j, finding in enumerate(vocabulary.findings):
-        counted = mask[:, j]
-        rows[finding] = {"n": int(counted.sum()), "positives": int(targets[counted, j].sum())}
-        rows[finding] |= {k: entry_of(v[j], intervals.get(k), j) for k, v in values.items()}
-        drawings[finding] = _curves(scores[counted, j], targets[counted, j])
-    mean = {}
-    for name, value in values.items():
-        found_mean = bootstrap.interval(bootstrap.mean(drawn[name], defined[name])) if drawn else None
-        mean[name] = entry_of(macro(value), found_mean) | {"findings": int(defined[name].sum())}
+    rows, mean = measured(scores, targets, mask, patient, vocabulary, replicates=replicates, seed=seed)
+    columns = enumerate(vocabulary.findings)
     return {
         "vocabulary": {
             "name": vocabulary.name,
@@ -145,10 +151,10 @@ def score(
             "findings": list(vocabulary.findings),
         },
         "images": len(patient_ids),
-        "patients": patients,
+        "patients": int(patient.max()) + 1,
         "bootstrap": {"unit": "patient", "replicates": replicates, "seed": seed, "level": bootstrap.LEVEL},
         "ece": {"bins": metrics.BINS, "kind": "equal mass"},
         "findings": rows,
         "mean": mean,
-        "curves": drawings,
+        "curves": {f: _curves(scores[mask[:, j], j], targets[mask[:, j], j]) for j, f in columns},
     }
