@@ -18,6 +18,7 @@ from ml_collections import config_dict
 from repgls_jax import config as config_lib
 from repgls_jax import data, mixture, phantom
 from repgls_jax.data import columns
+from repgls_jax.methods import METHODS, SHARED
 
 ARGUMENTS = {
     "data": "phantom",  # data set: phantom, table, mimic_cxr, chexpert, nih, openi
@@ -27,7 +28,7 @@ ARGUMENTS = {
     "also": "",  # JSON file of further training sets, see repgls_jax/mixture.py
     "image_size": 0,  # pixels; 0 takes the run size's
     "model": "",  # SIZE/PATCH such as S/16; empty takes the run size's
-    "policy": "rgn",  # label policy, see repgls_jax/policies.py
+    "policy": "rgn",  # method of training on labels, see repgls_jax/methods/
     "mesh": "dp",  # sharding preset
     "size": "demo",  # size of the run: test, demo, full
     "epochs": 0.0,  # 0 takes the run size's
@@ -148,6 +149,7 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
         attention="auto",  # xla, cudnn, or auto: cudnn where it can
         uncertainty_weight=0.1,
     )
+    method = config_lib.choose("policy", args.policy, METHODS)
     config.policy = dict(
         name=args.policy,
         constant=0.2,
@@ -157,6 +159,8 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
         margin_cap=4.0,
         warmup=0.3,
         ramp=0.2,
+        # The method's own: --config.policy.hyper.q=0.5
+        hyper={name: p.default for name, p in method.hyper.items() if name not in SHARED},
     )
     config.train = TRAINER | dict(
         epochs=args.epochs or size["epochs"],

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from clu import parameter_overview
 
-from repgls_jax import distributed, policies, sidecars, trained
+from repgls_jax import distributed, methods, sidecars, trained
 from repgls_jax import findings as findings_lib
 from repgls_jax.data import pipeline
 from repgls_jax.data import shards as shards_lib
@@ -88,7 +88,7 @@ def run(
     info = {
         "split": split,
         "scored against": reference,
-        "policy": policies.POLICIES[run_config["policy"]["name"]].note,
+        "policy": methods.METHODS[run_config["policy"]["name"]].words,
         "parameters": parameter_overview.count_parameters(model.params),
         "seconds": seconds or {},
         **_trained_on(record),

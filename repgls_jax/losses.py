@@ -99,6 +99,18 @@ class Term(NamedTuple):
     weight: float | Array = 1.0
 
 
+class Told(NamedTuple):
+    """What a loss with a memory returns.
+
+    Attributes:
+      terms: name -> term.
+      rows: new rows of the memory of these examples, name -> [b, ...], without gradients; {} to leave them.
+    """
+
+    terms: dict[str, Term]
+    rows: dict[str, Array]
+
+
 def joined(first: dict[str, Term], second: dict[str, Term]) -> dict[str, Term]:
     """Each example under two labels, as one set of terms; weights are the first's.
 

@@ -23,8 +23,8 @@ import ml_collections
 
 from repgls_jax import config as config_lib
 from repgls_jax import data as data_lib
+from repgls_jax.methods import METHODS
 from repgls_jax.phantom import PhantomConfig
-from repgls_jax.policies import POLICIES
 
 FIELDS = ("dataset", "options", "weight")
 LIGHTEST, HEAVIEST = 1e-6, 1e6  # weights
@@ -87,7 +87,7 @@ def configs(config: ml_collections.ConfigDict) -> dict[str, ml_collections.Confi
     sets = config_lib.plain(config)["data"]["also"]
     if sets and config.task == "rgn":
         raise ValueError(f"data.also names {', '.join(sets)}, but task rgn reads one data set; leave them out")
-    needs = POLICIES[config.policy.name].needs
+    needs = METHODS[config.policy.name].needs
     if sets and needs:
         raise ValueError(
             f"policy {config.policy.name!r} reads {', '.join(needs)} of every finding and masks none, so further sets "

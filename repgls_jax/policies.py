@@ -1,7 +1,8 @@
 """Label policies: how the four label states become the loss's (y, r, mask).
 
 States never collapse at load; a policy turns them into targets at the edge of the loss, inside the jitted step. A
-policy is one record of :data:`POLICIES`: a pure function, the rates it reads, and whether those are permuted.
+policy is one record of :data:`POLICIES`: a pure function, the rates it reads, and whether those are permuted. A method
+(:mod:`repgls_jax.methods`) is a policy with a loss and what else it takes; each policy alone is a method too.
 
 Sources: U-Ones, U-Zeros, U-Ignore from CheXpert (Irvin et al., AAAI 2019, arXiv 1901.07031); label-smoothing
 regularisation of uncertain labels (LSR) with U(.55, .85) and U(0, .3) from Pham et al. (arXiv 1911.06475). The others
@@ -9,7 +10,8 @@ are named in the README's table of policies.
 """
 
 import dataclasses
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +25,10 @@ BLANK_CHOICES = ("negative", "ignore")
 
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
-    """Settings that the policies share; all are reported with every result.
+    """Settings of the method; all are reported with every result.
 
     Attributes:
-      name: key in :data:`POLICIES`.
+      name: key in :data:`repgls_jax.methods.METHODS`.
       constant: rate of the policy ``constant``, in (-1, 1).
       rho: sharpening of plain wording in the expert map, in [0, 1).
       r_blank: rate of findings that a report does not mention, in (-1, 1).
@@ -34,6 +36,7 @@ class PolicyConfig:
       margin_cap: guard of negative rates, see :func:`repgls_jax.losses.gls_binary`.
       warmup: share of the run, in [0, 1], before negative rates come in.
       ramp: share of the run over which they do.
+      hyper: the method's own hyperparameters that are not to keep their defaults, see :mod:`repgls_jax.methods`.
     """
 
     name: str = "rgn"
@@ -44,18 +47,24 @@ class PolicyConfig:
     margin_cap: float = 4.0
     warmup: float = 0.3
     ramp: float = 0.2
+    hyper: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, config: ml_collections.ConfigDict) -> "PolicyConfig":
-        """The settings in ``config``.
+        """The settings in ``config``, without asking whether there is such a method.
 
         Raises:
           ValueError: a value is outside its range; every one that is, is named.
         """
-        made = cls(**config)
-        problems = []
-        if made.name not in POLICIES:
-            problems.append(f"policy name {made.name!r}: expected one of {', '.join(POLICIES)}")
+        made = cls(**{**config, "hyper": dict(config.get("hyper", {}))})
+        problems = made.problems()
+        if problems:
+            raise ValueError("; ".join(problems))
+        return made
+
+    def problems(self) -> list[str]:
+        """What is outside its range, a line each."""
+        made, problems = self, []
         if made.blank not in BLANK_CHOICES:
             problems.append(f"policy blank {made.blank!r}: expected one of {', '.join(BLANK_CHOICES)}")
         for field in ("constant", "r_blank"):
@@ -68,13 +77,10 @@ class PolicyConfig:
         for field in ("warmup", "ramp"):
             if not 0 <= getattr(made, field) <= 1:
                 problems.append(f"policy {field} {getattr(made, field)}: expected a share of the run in [0, 1]")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return made
+        return problems
 
 
-@dataclasses.dataclass(frozen=True)
-class Targets:
+class Targets(NamedTuple):
     """What the loss sees: ``y`` [b, c] float32 in {0, 1}, ``r`` [b, c] float32 in (-1, 1), ``mask`` [b, c] bool."""
 
     y: Array
@@ -190,18 +196,3 @@ POLICIES: dict[str, Policy] = {
     "oracle": Policy(_believed, "rates from the simulated reader's own belief", rates="belief", needs=("belief",)),
     "clean": Policy(_clean, "the true labels of the phantom", needs=("truth",)),
 }
-
-
-def require_columns(policy: str, columns: Container[str]) -> None:
-    """Refuses a policy whose labels the data set does not have.
-
-    Raises:
-      ValueError: a column is missing; the message names it and the policies that can do without.
-    """
-    missing = [name for name in POLICIES[policy].needs if name not in columns]
-    if missing:
-        usable = [name for name, other in POLICIES.items() if all(n in columns for n in other.needs)]
-        raise ValueError(
-            f"policy {policy!r} needs {', '.join(missing)}, which only simulated data has; "
-            f"choose one of {', '.join(usable)}"
-        )

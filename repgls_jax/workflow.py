@@ -26,8 +26,9 @@ from repgls_jax.data.features import SIMULATED
 from repgls_jax.data.source import SPLITS, Source
 from repgls_jax.extraction import backends
 from repgls_jax.extraction import run as extract_lib
+from repgls_jax.methods import METHODS, require_columns
+from repgls_jax.methods import settings as method_settings
 from repgls_jax.models import pretrained
-from repgls_jax.policies import POLICIES, PolicyConfig, require_columns
 from repgls_jax.prepared import Prepared
 from repgls_jax.stages import Done
 from repgls_jax.train import luvit, parts, place, rgn, sharding
@@ -140,7 +141,7 @@ def prepare(
 
     inputs = _inputs("evidence", data=data.key, vocabulary=done.vocabulary.name, labeller=labeller)
     done = dataclasses.replace(done, evidence=stages.run(root, "evidence", inputs, extract, journal))
-    if config.task != "rgn" and POLICIES[config.policy.name].rates != "rgn":
+    if config.task != "rgn" and METHODS[config.policy.name].rates != "rgn":
         return done
     return dataclasses.replace(done, rgn=_rates(config, done, root, journal))
 
@@ -190,6 +191,8 @@ def train_luvit(
 ) -> Done:
     """Trains LU-ViT on what :func:`prepare` left, and :func:`prepare_further`; see :func:`run`."""
     settings = {k: v for k, v in config_lib.plain(config).items() if k in ("seed", "model", "policy", "train")}
+    if not settings["policy"]["hyper"]:  # a run without keeps the inputs, and so the key, of the time before there were
+        del settings["policy"]["hyper"]
     if config.model.pretrained:  # another model in the same folder is another input
         settings["pretrained"] = pretrained.load(config.model.pretrained).source
     weights = mixture.weights(config)
@@ -263,14 +266,14 @@ def check(config: ml_collections.ConfigDict) -> None:
     """
     if config.task not in ("luvit", "rgn"):
         raise ValueError(f"task {config.task!r} is unknown; expected luvit or rgn")
-    PolicyConfig.of(config.policy)
+    method_settings(config.policy)
     for name, train in (("train", config.train), ("rgn.train", config.rgn.train)):
         _check_batches(name, train)
     _check_model(config)
     _check_further(config)
     name = config.policy.name
     built = config.data.dataset == BUILT and _described(config)[0]
-    if config.task == "luvit" and POLICIES[name].needs:
+    if config.task == "luvit" and METHODS[name].needs:
         simulated = built["simulated"] if built else make_source(config).simulated
         require_columns(name, SIMULATED if simulated else ())
 

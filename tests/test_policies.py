@@ -6,7 +6,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from repgls_jax import losses, policies
+from repgls_jax import losses, methods, policies
 from repgls_jax.findings import NEGATIVE, NOT_MENTIONED, POSITIVE, UNCERTAIN
 
 # One row: positive, negative, hedged above one half, hedged below, not mentioned, and nothing known at all.
@@ -90,11 +90,11 @@ def test_blanks_can_be_left_out_or_given_a_rate():
 def test_bad_settings_are_all_named():
     bad = ml_collections.ConfigDict({"name": "u_one", "constant": 1.0, "blank": "zero", "margin_cap": -1.0})
     with pytest.raises(ValueError) as error:
-        policies.PolicyConfig.of(bad)
+        methods.settings(bad)
     for word in ("u_one", "u_ones", "constant 1.0", "'zero'", "margin_cap"):
         assert word in str(error.value)
 
 
 def test_truth_is_asked_of_real_data_with_a_way_out():
     with pytest.raises(ValueError, match=r"needs truth.*choose one of.*expert"):
-        policies.require_columns("clean", {"state": 0, "p": 0, "observed": 0})
+        methods.require_columns("clean", {"state": 0, "p": 0, "observed": 0})

@@ -10,7 +10,7 @@ import ml_collections
 from jax import ShapeDtypeStruct
 from jax.sharding import Mesh
 
-from repgls_jax import data, findings, policies
+from repgls_jax import data, findings, methods
 from repgls_jax.dryrun.target import Target
 from repgls_jax.models import luvit as models
 from repgls_jax.models import pretrained
@@ -70,7 +70,7 @@ class Program:
                 f"{self.config.train.accumulate} micro-batches; choose a multiple of {self.unit}"
             )
         columns = {"state": jnp.int8, "p": jnp.float32, "observed": jnp.bool_}
-        policy = policies.POLICIES[self.config.policy.name]
+        policy = methods.METHODS[self.config.policy.name]
         columns |= {"rate": jnp.float32} if policy.rates else {}
         columns |= {name: jnp.float32 if name == "belief" else jnp.int8 for name in policy.needs if name not in columns}
         shapes: dict[str, Any] = {name: ((size, self.findings), dtype) for name, dtype in columns.items()}
@@ -112,7 +112,7 @@ def build(config: ml_collections.ConfigDict, target: Target) -> Program:
 
     shapes = jax.eval_shape(fresh)
     placed = sharding.shard_state(shapes, mesh, train.mesh)
-    policy = policies.PolicyConfig.of(config.policy)
+    policy = methods.settings(config.policy)
     loss = luvit.make_loss(model, policy, STEPS, config.model.uncertainty_weight, train.mixup)
     step = make_train_step(loss, tx, train.accumulate, train.ema, tuple(train.freeze))
     return Program(

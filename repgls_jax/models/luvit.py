@@ -91,6 +91,7 @@ class LUViT(nn.Module):
       scan: one compiled block for all instead of one after the other.
       attention: the encoder's implementation, see :func:`repgls_jax.models.attention.choose`.
       constrain: applied to activations [b, l, d] after the embedding, every block and the read-out; for sharding.
+      third: whether a third head gives the logit of "uncertain", beside presence; for the loss of training alone.
     """
 
     findings: int
@@ -102,6 +103,7 @@ class LUViT(nn.Module):
     scan: bool = False
     attention: str = "xla"
     constrain: vit.Constrain = vit.identity
+    third: bool = False
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
@@ -112,7 +114,7 @@ class LUViT(nn.Module):
           train: draws dropout and stochastic depth from the rng "dropout".
 
         Returns:
-          {"logits": [b, c] float32, "rate": [b, c] float32 in (-1, 1)}.
+          {"logits": [b, c] float32, "rate": [b, c] float32 in (-1, 1)}, and "third" [b, c] float32 if asked for.
         """
         arch = self.architecture
         dtype = self.dtype or jnp.float32
@@ -140,7 +142,8 @@ class LUViT(nn.Module):
         # About one film in eight shows a given finding: starting there spares the first epochs the way down from 1/2.
         logits = FindingHead(bias=-2.0, name="presence")(y)
         rate = jnp.tanh(FindingHead(name="uncertainty")(jax.lax.stop_gradient(y)))
-        return {"logits": logits, "rate": rate}
+        made = {"logits": logits, "rate": rate}
+        return made | {"third": FindingHead(bias=-2.0, name="third")(y)} if self.third else made
 
 
 def build(
@@ -155,6 +158,7 @@ def build(
     attention: str = "xla",
     constrain: vit.Constrain = vit.identity,
     architecture: vit.Architecture | None = None,
+    third: bool = False,
 ) -> LUViT:
     """The LU-ViT called ``name`` ("S/16"), or of ``architecture`` where that is given and the name is not looked at.
 
@@ -169,6 +173,7 @@ def build(
       attention: implementation.
       constrain: hook for sharding.
       architecture: of a pre-trained encoder, say.
+      third: a head for "uncertain".
 
     Raises:
       ValueError: the name, ``remat`` or ``attention`` is unknown, or a share is outside [0, 1).
@@ -181,7 +186,7 @@ def build(
         architecture, _ = vit.parse_model(name)
     kind = None if dtype is None else jnp.dtype(dtype)
     choose(attention, kind or jnp.float32, architecture.width // architecture.heads)
-    return LUViT(findings, architecture, dropout, drop_path, kind, remat, scan, attention, constrain)
+    return LUViT(findings, architecture, dropout, drop_path, kind, remat, scan, attention, constrain, third)
 
 
 def describe(model: LUViT) -> dict[str, Any]:

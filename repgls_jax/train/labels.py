@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from repgls_jax import findings as findings_lib
-from repgls_jax import policies, rates, sidecars
+from repgls_jax import methods, policies, rates, sidecars
 
 Columns = dict[str, np.ndarray]
 
@@ -67,8 +67,8 @@ def with_rates(
     Raises:
       ValueError: the policy needs columns or rates that this data does not have.
     """
-    policy = policies.POLICIES[config.name]
-    policies.require_columns(config.name, made)
+    policy = methods.METHODS[config.name].policy
+    methods.require_columns(config.name, made)
     if policy.rates == "":
         return made
     certainty = made["belief"] if policy.rates == "belief" else made["p"]

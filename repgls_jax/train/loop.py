@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from repgls_jax import distributed
 from repgls_jax.data.meter import Meter
+from repgls_jax.memory import Memory
 from repgls_jax.train import begin, board, divergence, place, profiler, sharding, telemetry
 from repgls_jax.train import journal as journal_lib
 from repgls_jax.train.checkpoint import Checkpoints
@@ -42,6 +43,10 @@ class Task:
       weights: gives host arrays, a part of the parameters' tree, that replace those initialised when a run starts; not
         called when it goes on.
       identify: numbers of examples -> their image ids, for the record of a divergence.
+      memory: host arrays, what the method remembers at the start; None for nothing.
+      networks: 1, or 2 for a method with a peer, whose parameters are initialised by another key.
+      revise: (state, mesh) -> host arrays, the memory anew; called by every process.
+      revised: steps after which it is, in order.
     """
 
     name: str
@@ -54,6 +59,10 @@ class Task:
     meter: Meter = dataclasses.field(default_factory=Meter)
     weights: Callable[[], dict[str, Any]] | None = None
     identify: Callable[[np.ndarray], list[str]] | None = None
+    memory: Memory | None = None
+    networks: int = 1
+    revise: Callable[[TrainState, Mesh], Memory] | None = None
+    revised: tuple[int, ...] = ()
 
 
 def train(
@@ -88,7 +97,9 @@ def train(
     tx = optimizer(config, config.steps)
 
     def make() -> TrainState:
-        return create(task.init(jax.random.key(config.seed)), tx, config.seed, config.ema)
+        key = jax.random.key(config.seed)
+        peer = task.init(jax.random.fold_in(key, 1)) if task.networks == 2 else None
+        return create(task.init(key), tx, config.seed, config.ema, begin.blank(task.memory), peer)
 
     shapes = jax.eval_shape(make)
     shardings = sharding.shard_state(shapes, mesh, config.mesh)
@@ -97,7 +108,7 @@ def train(
     journal.say(f"  {task.name}: {count:,} parameters, {mesh.size} device(s), preset {config.mesh}")
     checkpoints = Checkpoints(place.of(folder), best=task.best, journal=log)
     try:
-        state, start = begin.state(checkpoints, make, shapes, shardings, task.weights)
+        state, start = begin.state(checkpoints, make, shapes, shardings, task.weights, task.memory)
         if start:
             journal.say(f"  {task.name}: resumed at step {start} of {config.steps}")
         log.rewind(start)
@@ -107,7 +118,9 @@ def train(
         # The state is donated: a step overwrites it in place instead of holding two copies.
         step_fn = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
         with Stop(mesh, log) as stop:
-            state = _Run(task, config, folder, mesh, checkpoints, log, step_fn, stop).to_the_end(state, start)
+            state = _Run(task, config, folder, mesh, checkpoints, log, step_fn, stop, shardings).to_the_end(
+                state, start
+            )
     finally:
         if log.board is not None:
             log.board.close()
@@ -127,6 +140,7 @@ class _Run:
     log: journal_lib.Journal
     step_fn: jax.stages.Wrapped
     stop: Stop
+    shardings: Any
 
     def to_the_end(self, state: TrainState, start: int) -> TrainState:
         """Steps ``start`` to the last; the scalars of a step are fetched after the next one is dispatched."""
@@ -155,9 +169,12 @@ class _Run:
                 pending = Done(step, scalars, made.get("index"))
                 number = self.stop.asked(step)
                 saving = step % config.checkpoint_every == 0 or step == config.steps
-                if saving or number or profile.ends(step):
+                revising = step in self.task.revised
+                if saving or number or revising or profile.ends(step):
                     progress.update(step, self._note(pending, costs))
                     done, pending = pending, None
+                    if revising:  # before saving: what goes on from a checkpoint goes on with the new memory
+                        state = self._revised(state, step)
                     if profile.ends(step):
                         profile.stop()
                     if saving or number:
@@ -174,6 +191,12 @@ class _Run:
         said = divergence.note(done, self.folder, self.log, self.task.identify)
         costs.arrived()
         return said
+
+    def _revised(self, state: TrainState, step: int) -> TrainState:
+        assert self.task.revise is not None
+        memory = begin.placed(self.task.revise(state, self.mesh), self.shardings.memory)
+        self.log.record("revised", step=step)
+        return state.replace(memory=memory)
 
     def _compiled(
         self, state: TrainState, batch: dict[str, jax.Array]

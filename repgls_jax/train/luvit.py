@@ -1,8 +1,8 @@
-"""Training LU-ViT under a label policy, and its predictions."""
+"""Training LU-ViT under a method, and its predictions."""
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,23 +13,29 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
-from repgls_jax import distributed, findings, losses, policies, rates
+from repgls_jax import distributed, findings, losses, methods, rates
 from repgls_jax.data import augment, pipeline
 from repgls_jax.data import shards as shards_lib
 from repgls_jax.data.meter import Meter
+from repgls_jax.memory import Memory
 from repgls_jax.models import luvit, pretrained
+from repgls_jax.policies import PolicyConfig
 from repgls_jax.results import metrics
 from repgls_jax.train import labels, loop, sharding
 from repgls_jax.train import parts as parts_lib
 from repgls_jax.train.journal import Journal
-from repgls_jax.train.state import Batch, Params
+from repgls_jax.train.state import Batch, Params, TrainState
 from repgls_jax.train.step import LossFn
 
 Forward = Callable[[Params, Array], tuple[Array, Array]]
 
 
 def make_model(
-    settings: ml_collections.ConfigDict, count: int, mesh: Mesh, backbone: pretrained.Backbone | None = None
+    settings: ml_collections.ConfigDict,
+    count: int,
+    mesh: Mesh,
+    backbone: pretrained.Backbone | None = None,
+    third: bool = False,
 ) -> luvit.LUViT:
     """LU-ViT as the config's ``model`` says, computing on ``mesh``.
 
@@ -38,6 +44,7 @@ def make_model(
       count: of findings.
       mesh: of the run.
       backbone: whose architecture the encoder has, instead of that of the name.
+      third: a head for "uncertain", where the method has one.
 
     Raises:
       ValueError: a setting is unknown or out of range.
@@ -53,56 +60,106 @@ def make_model(
         attention=settings.attention,
         constrain=sharding.constrain(mesh),
         architecture=None if backbone is None else backbone.architecture,
+        third=third,
     )
 
 
 def make_loss(
-    model: luvit.LUViT, config: policies.PolicyConfig, steps: int, uncertainty_weight: float, mixup: float = 0.0
+    model: luvit.LUViT,
+    config: PolicyConfig,
+    steps: int,
+    uncertainty_weight: float,
+    mixup: float = 0.0,
+    hyper: methods.Hyper | None = None,
 ) -> LossFn:
-    """The pure loss: GLS under the policy, and the report's rate for the second head.
+    """The pure loss: that of the method, and the report's rate for the second head.
 
-    The second head learns the expert rate of the wording, whatever the policy, so that arms differ in GLS alone.
+    The second head learns the expert rate of the wording, whatever the method, so that arms differ in one thing alone.
 
     Args:
-      model: LU-ViT.
-      config: the policy and its settings.
+      model: LU-ViT, or what answers as it does.
+      config: the method and its settings.
       steps: length of the run, of which warm-up and ramp are shares.
       uncertainty_weight: of the second head's Huber loss.
       mixup: parameter of the Beta distribution from which the shares of mixed films are drawn (Zhang et al., ICLR 2018,
         arXiv 1710.09412); 0 mixes none.
-    """
-    policy = policies.POLICIES[config.name]
-    warmup, ramp = round(config.warmup * steps), round(config.ramp * steps)
+      hyper: hyperparameters of the method that are not the config's; they may be traced.
 
-    def loss(params: Params, batch: Batch, key: Array, step: Array) -> dict[str, losses.Term]:
+    Raises:
+      ValueError: films are to be mixed, but the method remembers what single ones looked like.
+    """
+    method = methods.METHODS[config.name]
+    numbers = {**methods.values(config), **(hyper or {})}
+    settings = methods.applied(config, numbers)
+    warmup, ramp = round(config.warmup * steps), round(config.ramp * steps)
+    alpha: float | Array = numbers["alpha"] if method.mixes else mixup
+    mixing = method.mixes or mixup > 0
+    if mixing and (method.update or method.exchange):
+        raise ValueError(f"train.mixup is {mixup}; the method {config.name!r} looks at single films, set it to 0")
+
+    def loss(params: Params, batch: Batch, key: Array, step: Array, memory: Memory | None = None) -> Any:
         drop, draw, mix = jax.random.split(key, 3)
         images = batch["image"]
         own = jnp.ones((images.shape[0], 1), jnp.float32)
-        if mixup:
-            images = luvit.normalize(images)
-            own = jax.random.beta(mix, mixup, mixup, own.shape)
-            images = own[..., None, None] * images + (1.0 - own[..., None, None]) * _neighbours(images)
-        out: Any = model.apply({"params": params}, images, train=True, rngs={"dropout": drop})
-        targets = policy.targets(batch, draw, config)
-        r = losses.ramp_negative(targets.r, step, warmup, ramp)
-        p = batch["p"]
-        wording = jnp.where(jnp.isnan(p), 0.0, rates.hedge_rate(p, jnp))
-        mentioned = batch["observed"] & (batch["state"] != findings.NOT_MENTIONED)
+        if mixing:
+            images = images if jnp.issubdtype(images.dtype, jnp.floating) else luvit.normalize(images)
+            own = _shares(mix, alpha, own.shape)
+            wide = own.reshape(-1, *[1] * (images.ndim - 1))
+            images = wide * images + (1.0 - wide) * _neighbours(images)
+        nets = params if method.exchange else (params,)
+        outs: Any = [
+            model.apply(
+                {"params": net}, images, train=True, rngs={"dropout": jax.random.fold_in(drop, k) if k else drop}
+            )
+            for k, net in enumerate(nets)
+        ]
+        targets = method.policy.targets(batch, draw, settings)
+        targets = targets._replace(r=losses.ramp_negative(targets.r, step, warmup, ramp))
+        progress = step.astype(jnp.float32) / steps
+        shared = {} if memory is None else memory.shared
 
-        def terms(labels: tuple[Array, ...], share: Array) -> dict[str, losses.Term]:
-            y, r, mask, wording, mentioned = labels
-            presence = losses.gls_binary(out["logits"], y, r, config.margin_cap)
-            error = optax.losses.huber_loss(out["rate"], wording, delta=0.25)
-            return {
-                "presence": losses.Term(presence, mask * share),
-                "uncertainty": losses.Term(error, mentioned * share, uncertainty_weight),
-            }
+        def terms(each: Any, share: Array) -> dict[str, losses.Term]:
+            labels, targets, rows = each
+            seen = methods.Seen(labels, targets, numbers, settings, progress, rows, shared)
+            mask = targets.mask * share
+            made = _presence(method, outs, seen)
+            weighed = mask if method.weigh is None else mask * method.weigh(seen)
+            said = {name: losses.Term(values, weighed) for name, values in made.items()}
+            error = optax.losses.huber_loss(outs[0]["rate"], _wording(labels["p"]), delta=0.25)
+            mentioned = labels["observed"] & (labels["state"] != findings.NOT_MENTIONED)
+            return said | {"uncertainty": losses.Term(error, mentioned * share, uncertainty_weight)}
 
-        labels = (targets.y, r, targets.mask, wording, mentioned)
-        made = terms(labels, own)
-        return losses.joined(made, terms(jax.tree.map(_neighbours, labels), 1.0 - own)) if mixup else made
+        labels = {name: values for name, values in batch.items() if name not in ("image", "index")}
+        each = (labels, targets, {} if memory is None else memory.rows)
+        made = terms(each, own)
+        if mixing:
+            made = losses.joined(made, terms(jax.tree.map(_neighbours, each), 1.0 - own))
+        if method.update is None:
+            return made
+        seen = methods.Seen(labels, targets, numbers, settings, progress, each[2], shared)
+        return losses.Told(made, method.update(jax.lax.stop_gradient(outs[0]["logits"]), seen))
 
     return loss
+
+
+def _presence(method: methods.Method, outs: Any, seen: methods.Seen) -> dict[str, Array]:
+    """The method's losses [b, c] by the name of their term: "presence" of the first network, "peer" of the second."""
+    if method.exchange:
+        first, second = method.exchange(outs[0]["logits"], outs[1]["logits"], seen)
+        return {"presence": first, "peer": second}
+    further = (outs[0]["third"],) if method.third else ()
+    return {"presence": method.loss(outs[0]["logits"], seen, *further)}
+
+
+def _wording(p: Array) -> Array:
+    """The expert rate of certainties; 0 where there are none."""
+    return jnp.where(jnp.isnan(p), 0.0, rates.hedge_rate(p, jnp))
+
+
+def _shares(key: Array, alpha: float | Array, shape: tuple[int, ...]) -> Array:
+    """Shares drawn from Beta(alpha, alpha); 1 where alpha is 0, which the distribution cannot take."""
+    safe = jnp.maximum(alpha, 1e-3)
+    return jnp.where(alpha > 0, jax.random.beta(key, safe, safe, shape), 1.0)
 
 
 def _neighbours(values: Array) -> Array:
@@ -159,7 +216,7 @@ def run(
     folder: pathlib.Path,
     journal: Journal,
 ) -> dict[str, Any]:
-    """Trains LU-ViT under the config's policy; checkpoints and journal go to ``folder``.
+    """Trains LU-ViT under the config's method; checkpoints and journal go to ``folder``.
 
     Args:
       config: of configs/luvit.py.
@@ -173,9 +230,10 @@ def run(
       Summary: images, steps, and the last validation.
 
     Raises:
-      ValueError: the policy asks for what the data does not have, or a pre-trained model cannot be used.
+      ValueError: the method asks for what the data does not have, or a pre-trained model cannot be used.
     """
-    policy = policies.PolicyConfig.of(config.policy)
+    policy = methods.settings(config.policy)
+    method = methods.METHODS[policy.name]
     shards, vocabulary = parts[0].shards, parts[0].vocabulary
     joined = parts_lib.training(parts, policy, config.seed)
     images = len(joined["state"])
@@ -183,10 +241,11 @@ def run(
     train = ml_collections.ConfigDict({**config.train, "seed": config.seed, "steps": steps})
     mesh = sharding.make_mesh(train.mesh, model_parallel=train.model_parallel)
     backbone = pretrained.load(config.model.pretrained) if config.model.pretrained else None
-    model = make_model(config.model, len(vocabulary), mesh, backbone)
+    model = make_model(config.model, len(vocabulary), mesh, backbone, method.third)
     stored = shards_lib.Images(shards, "train")
     side = stored.shape[0]
-    validate = _validation(config, parts[0], policy, make_forward(model))
+    forward = make_forward(model)
+    validate = _validation(config, parts[0], policy, forward)
     host, hosts = sharding.host_part(mesh)
     meter = Meter()
     task = loop.Task(
@@ -219,22 +278,65 @@ def run(
             "policy": dataclasses.asdict(policy),
         },
         identify=lambda numbers: np.array(parts_lib.image_ids(parts))[numbers].tolist(),
+        memory=jax.device_get(methods.start(policy, methods.values(policy), dict[str, Any](joined))),
+        networks=method.networks,
+        revise=_revision(config, parts, joined, policy, forward),
+        revised=method.hook.steps(train.steps) if method.hook else (),
     )
     state, mesh = loop.train(task, train, folder, journal, mesh)
     return {"train_images": images, "steps": int(state.step), **validate(state.weights, mesh)}
 
 
 def _validation(
-    config: ml_collections.ConfigDict, part: parts_lib.Part, policy: policies.PolicyConfig, forward: Forward
+    config: ml_collections.ConfigDict, part: parts_lib.Part, policy: PolicyConfig, forward: Forward
 ) -> Callable[[Params, Mesh], dict[str, float]]:
     """What the loop measures at every checkpoint: against labels such as training sees, not against the truth."""
     target, mask = labels.noisy_reference(parts_lib.columns(part, "valid", policy, config.seed))
 
     def validate(params: Params, mesh: Mesh) -> dict[str, float]:
-        size = sharding.round_up(config.evaluate.batch_size, sharding.batch_parts(mesh))
-        host, hosts = sharding.host_part(mesh)
-        batches = pipeline.eval_batches(part.shards, "valid", {}, batch_size=size, host_index=host, host_count=hosts)
-        probability = predict(forward, params, batches, mesh)["probability"]
+        probability = _probabilities(config, [part], "valid", params, mesh, forward)
         return {"mean_auroc": float(metrics.mean_auroc(probability, target, mask))}
 
     return validate
+
+
+def _probabilities(
+    config: ml_collections.ConfigDict,
+    parts: Sequence[parts_lib.Part],
+    split: str,
+    params: Params,
+    mesh: Mesh,
+    forward: Forward,
+) -> np.ndarray:
+    """Probabilities [n, c] for a split of all parts, images as they are."""
+    size = sharding.round_up(config.evaluate.batch_size, sharding.batch_parts(mesh))
+    host, hosts = sharding.host_part(mesh)
+    folders = [part.shards for part in parts]
+    batches = pipeline.eval_batches(folders, split, {}, batch_size=size, host_index=host, host_count=hosts)
+    return predict(forward, params, batches, mesh)["probability"]
+
+
+def _revision(
+    config: ml_collections.ConfigDict,
+    parts: Sequence[parts_lib.Part],
+    columns: Mapping[str, np.ndarray],
+    policy: PolicyConfig,
+    forward: Forward,
+) -> Callable[[TrainState, Mesh], Memory] | None:
+    """The method's hook, with predictions for the training split and the first part's validation split; or None."""
+    hook, hyper = methods.METHODS[policy.name].hook, methods.values(policy)
+    if hook is None:
+        return None
+    valid = parts_lib.columns(parts[0], "valid", policy, config.seed)
+
+    def revise(state: TrainState, mesh: Mesh) -> Memory:
+        assert hook is not None and state.memory is not None
+
+        def view(over: Sequence[parts_lib.Part], split: str, known: Mapping[str, Any]) -> methods.View:
+            p = np.clip(_probabilities(config, over, split, state.weights, mesh, forward), 1e-7, 1 - 1e-7)
+            return methods.view(policy, hyper, known, jnp.log(p) - jnp.log1p(-p))
+
+        seen = view(parts, "train", columns), view(parts[:1], "valid", valid)
+        return jax.device_get(hook.apply(jax.device_get(state.memory), *seen, hyper))
+
+    return revise

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from repgls_jax import findings as findings_lib
-from repgls_jax import policies
+from repgls_jax import methods, policies
 from repgls_jax.data import mix
 from repgls_jax.data import shards as shards_lib
 from repgls_jax.train import labels
@@ -51,7 +51,7 @@ def training(parts: Sequence[Part], policy: policies.PolicyConfig, seed: int) ->
       ValueError: see :func:`columns`.
     """
     # Only what the policy reads is joined with the images.
-    needed = ("state", "p", "observed", "rate", *policies.POLICIES[policy.name].needs)
+    needed = ("state", "p", "observed", "rate", *methods.METHODS[policy.name].needs)
     aligned = []
     for part in parts:
         made = {name: values for name, values in columns(part, "train", policy, seed).items() if name in needed}

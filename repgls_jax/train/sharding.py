@@ -49,7 +49,7 @@ RULES: dict[str, Axes] = {
     r"(embedding|conv_\d+|project|neighbours)/(kernel|bias)": _WHOLE,
     r"(words|state|cue|section|distance)/embedding": _WHOLE,
     r"position|class_token|registers|queries|nothing": _WHOLE,
-    r"(presence|uncertainty|rate)/(kernel|bias)": _WHOLE,
+    r"(presence|uncertainty|third|rate)/(kernel|bias)": _WHOLE,
 }
 
 
