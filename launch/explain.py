@@ -1,10 +1,10 @@
 """Shows where a trained LU-ViT looks: maps, overlays, a sheet, scores against lesions, and a page.
 
     python launch/explain.py --run=runs/luvit-0123456789ab --output=looks
-    python launch/explain.py --run=RUN --data=BUILD --findings="Edema,Fracture" --methods=grad_cam --output=looks
+    python launch/explain.py --model=EXPORT --data=BUILD --findings="Edema,Fracture" --methods=grad_cam --output=looks
 
-Without --data the films are those of the run's own build. Scores need a build that says where findings are: the
-phantom's lesions or the boxes of NIH ChestX-ray14.
+--model takes a run too, its checkpoints or an export. Without --data the films are those of the run's own build. Scores
+need a build that says where findings are: the phantom's lesions, or the boxes of NIH ChestX-ray14.
 """
 
 import json
@@ -12,11 +12,11 @@ import pathlib
 
 from absl import app, flags, logging
 
-from repgls_jax import evaluate
+from repgls_jax import trained
 from repgls_jax.saliency import explain, maps
-from repgls_jax.train import sharding
 
-_RUN = flags.DEFINE_string("run", None, "folder of a LU-ViT run", required=True)
+_RUN = flags.DEFINE_string("run", None, "folder of a LU-ViT run")
+_MODEL = flags.DEFINE_string("model", None, "folder of a run, of its checkpoints or of an export; with --data")
 _DATA = flags.DEFINE_string("data", None, "folder of a build; without it that of the run")
 _OUTPUT = flags.DEFINE_string("output", None, "folder to write to", required=True)
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "which films")
@@ -28,6 +28,26 @@ _DRAW = flags.DEFINE_integer("draw", 12, "films whose maps and overlays are kept
 _BATCH = flags.DEFINE_integer("batch_size", 16, "films at a time", lower_bound=1)
 _REPLICATES = flags.DEFINE_integer("replicates", 1000, "bootstrap replicates; 0 for no intervals", lower_bound=0)
 _SEED = flags.DEFINE_integer("seed", 0, "of every choice", lower_bound=0)
+
+
+def _places(run: str | None, model: str | None, data: str | None) -> tuple[str, pathlib.Path]:
+    """Where the model and the build are.
+
+    Raises:
+      ValueError: the flags do not say.
+    """
+    if (run is None) == (model is None):
+        raise ValueError("name the model by --run=RUN or by --model=PATH, one of them")
+    if data is not None:
+        return run or model or "", pathlib.Path(data)
+    if run is None:
+        raise ValueError("--model does not say where films are; add --data=BUILD")
+    record = pathlib.Path(run) / trained.RECORD
+    if not record.exists():
+        raise FileNotFoundError(
+            f"{run} holds no {trained.RECORD}; expected the folder of a LU-ViT run, or --data=BUILD"
+        )
+    return run, pathlib.Path(run).parent / json.loads(record.read_text())["stages"]["data"] / "set"
 
 
 def main(argv: list[str]) -> None:
@@ -48,13 +68,10 @@ def main(argv: list[str]) -> None:
     )
     output = pathlib.Path(_OUTPUT.value)
     try:
-        run = pathlib.Path(_RUN.value)
-        model, params, meta = evaluate.load(run, sharding.make_mesh())
-        trained = explain.Model(model, params, tuple(meta["findings"]), meta["input"], run.name)
-        record = json.loads((run / evaluate.RECORD).read_text())
-        build = pathlib.Path(_DATA.value) if _DATA.value else run.parent / record["stages"]["data"] / "set"
+        model, build = _places(_RUN.value, _MODEL.value, _DATA.value)
+        made = trained.load(model)
         output.mkdir(parents=True, exist_ok=True)
-        explain.run(trained, build, output, settings, print)
+        explain.run(made, build, output, settings, print)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"error: {error}") from None
 

@@ -16,6 +16,7 @@ from repgls_jax.data.build import SHARDS
 from repgls_jax.models import luvit
 from repgls_jax.results import template
 from repgls_jax.saliency import gallery, maps, regions, scoring, summary
+from repgls_jax.trained import Trained
 
 CHOOSING = "valid"  # the split on which shares of the film are chosen, for scores on another one
 PAGE, SCORES, TABLES, MAPS, SHEET, OVERLAYS = (
@@ -55,24 +56,13 @@ class Settings:
     seed: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A trained LU-ViT: the model, its parameters, the findings in order, its input contract, and where it is from."""
-
-    model: luvit.LUViT
-    params: Any
-    findings: tuple[str, ...]
-    input: Mapping[str, Any]
-    where: str
-
-
 def run(
-    trained: Model, build: pathlib.Path, output: pathlib.Path, settings: Settings, say: Callable[[str], None]
+    trained: Trained, build: pathlib.Path, output: pathlib.Path, settings: Settings, say: Callable[[str], None]
 ) -> dict[str, Any] | None:
     """Explains films of a build and writes what :data:`PAGE` and its neighbours name.
 
     Args:
-      trained: the model.
+      trained: of :func:`repgls_jax.trained.load`.
       build: folder of the data, with ``shards``.
       output: folder to write to; must exist.
       settings: what is asked for.
@@ -86,7 +76,7 @@ def run(
       ValueError: the model does not fit the build, or a setting is out of range.
     """
     vocabulary = shards.vocabulary(build / SHARDS)
-    findings_lib.require_same(vocabulary.findings, trained.findings, trained.where)
+    findings_lib.require_same(vocabulary.findings, trained.vocabulary.findings, trained.where)
     images = shards.Images(build / SHARDS, settings.split)
     luvit.require_input(trained.input, images.dtype, images.shape[0], trained.where)
     wanted = [vocabulary.index(name) for name in settings.findings or vocabulary.findings]
@@ -190,7 +180,7 @@ def _brief(results: Mapping[str, Any], titles: Mapping[str, str]) -> str:
 
 def _page(
     path: pathlib.Path,
-    trained: Model,
+    trained: Trained,
     results: Mapping[str, Any] | None,
     notes: Sequence[str],
     sheet: bytes,
@@ -201,7 +191,7 @@ def _page(
     tables = [] if results is None else summary.tables(results, _titles(methods)).items()
     text = template.load("repgls_jax.saliency", "page.html").render(
         title="Where the network looks",
-        lead=f"Films of the {settings.split} split, explained by {len(methods)} methods; {trained.where}.",
+        lead=f"Films of the {settings.split} split, explained by {len(methods)} methods; {trained.source['name']}.",
         notes=notes,
         tables=[{"title": summary.TITLES[metric], "rows": rows} for metric, rows in tables],
         sheet=Markup("data:image/png;base64," + base64.b64encode(sheet).decode()),
