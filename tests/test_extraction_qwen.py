@@ -259,7 +259,7 @@ def test_full_memory_halves_the_batch_and_loses_nothing(folder, results, monkeyp
     limit = 3
     with pytest.warns(UserWarning, match="going on with") as caught:
         same(results[:10], backend.read(REPORTS[:10]))
-    assert [str(w.message).split()[-1] for w in caught] == ["4", "2"]
+    assert [str(w.message).split()[-1] for w in caught if w.category is UserWarning] == ["4", "2"]
     same(results[:2], backend.read(REPORTS[:2]))  # nothing more to say
     limit = 0
     with pytest.raises(ValueError, match="does not hold one report") as error, pytest.warns(UserWarning):

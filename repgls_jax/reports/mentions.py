@@ -82,6 +82,8 @@ def _goes_on(hits: Sequence[patterns.Hit], k: int, tokens: list[str]) -> bool:
     cue = rest[0][0].cue
     if cue is not None and cue.direction == "backward":
         return _RESUMING.issuperset(tokens[hits[k][2] : rest[0][1]])
+    if cue is not None and len(rest) > 1 and rest[1][0].name == "nothing":  # "but this may be due to technique"
+        return _RESUMING.issuperset(tokens[hits[k][2] : rest[0][1]])
     if cue is not None and rest[0][1] == hits[k][2]:
         ends = rest[0][2] == len(tokens)  # "possible but less likely"
         if ends or (len(rest) > 1 and rest[1][0].role == "comma" and rest[1][1] == rest[0][2]):

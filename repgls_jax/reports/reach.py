@@ -27,6 +27,8 @@ _COPULAS = frozenset(("is", "are", "was", "were", "represents", "represent", "re
 # last words. Others do not: "a mass at the base, suspicious".
 _TRAILING = ("probable", "possible", "unlikely")
 _TRAILING_WORDS = frozenset(("suspected", "suggested", "questioned"))
+# Words that turn back to what was just denied.
+_TURNS = frozenset(("but", "although", "though", "however", "yet"))
 
 Governed = dict[int, list[Item]]  # index of a mention -> the cues that govern it
 
@@ -168,8 +170,8 @@ def acts_forward(items: list[Item], k: int, tokens: list[str]) -> bool:
     forward = cue.direction == "forward"
     if cue.category == "ignored" or cue.scope == "comparison" or (cue.category == "negated" and item.j - item.i > 1):
         return forward
-    if cue.category == "negated" and forward:  # "pneumothorax: no"
-        return item.j < len(tokens) or k == 0 or tokens[items[k - 1].i] != ":"
+    if cue.category == "negated" and forward:  # "pneumothorax: no", "consolidation - nil"
+        return item.j < len(tokens) or k == 0 or tokens[items[k - 1].i] not in (":", ",")
     if tokens[item.i] == "?" and item.j == len(tokens):  # "consolidation at the left base?"
         return not any(other.kind in HEADS for other in items[:k])
     following = next((other for other in items[k + 1 :] if other.kind not in ("qualifier", "subject")), None)
@@ -177,7 +179,7 @@ def acts_forward(items: list[Item], k: int, tokens: list[str]) -> bool:
         bare = not any(other.kind in HEADS for other in items[:k])
         return bare and following is not None and following.kind in HEADS and following.i - item.j <= 3
     if not forward:
-        if item.j < len(tokens) and tokens[item.j] == "by":  # "edema is suggested by the densities"
+        if item.j < len(tokens) and tokens[item.j] in ("by", "on"):  # "edema is suggested by the densities"
             return False
         opens = k == 0 and following is not None and following.kind == "comma"  # "in the right setting, this may be"
         return opens or (following is not None and following.kind in HEADS and following.i - item.j <= 5)
@@ -220,8 +222,9 @@ def _backward(items: list[Item], tokens: list[str], groups: dict[int, int], gove
             other = items[h]
             if tokens[other.i] == ":" and h and items[h - 1].kind in HEADS and items[h - 1].j == other.i:
                 continue
-            if other.kind in ("stop", "subject") and group is None:
-                break
+            turned = other.kind == "stop" and not _TURNS.isdisjoint(tokens[other.j : item.i])
+            if other.kind in ("stop", "subject") and group is None and not turned:
+                break  # not at "is" in "no effusion is seen, although a tiny one cannot be excluded"
             if other.kind in HEADS:
                 if group is None:
                     group = groups[h]

@@ -99,7 +99,8 @@ def resolve(candidates: Sequence[Evidence]) -> Evidence:
         if across and within(across).state == findings_lib.POSITIVE:
             return within(across)
     if not _present(ours):
-        return theirs if ours.weak and _present(theirs) else ours
+        # "no significant effusion" concludes what a blunted angle left open, but not what was seen for itself
+        return theirs if ours.weak and _present(theirs) and (theirs.weak <= ours.weak or theirs.p == 1.0) else ours
     if ours.weak and not theirs.weak and ours.p < 1.0:
         return theirs
     if ours.finding in _SIGNS and ours.p < theirs.p:

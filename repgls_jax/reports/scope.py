@@ -15,6 +15,10 @@ PLAIN, QUALIFIED, SIGN = 0, 1, 2
 # Hedges that may explain a shadow away, and the cues that say how far they do, by the least belief in the explanation.
 _EXPLAINS = ("definite", "probable", "suggestive", "possible")
 _VERDICTS = ((0.9, "unlikely:is-artifact"), (0.65, "unlikely:likely-artifact"), (0.0, "possible:may-be-artifact"))
+_PARTLY = frozenset(("part", "partly", "partially"))
+# What a blunted angle is a sign of, and the words that give it another cause.
+_BLUNTED = "Pleural Effusion"
+_CAUSAL = frozenset(("due", "from", "secondary", "related", "because", "by", "attributable"))
 
 
 @dataclasses.dataclass(slots=True)
@@ -43,10 +47,12 @@ def read(items: list[Item], tokens: list[str], lexicon: lexicon_lib.Lexicon) -> 
     groups, shares = groups_lib.find(items, tokens, lexicon)
     governed = reach.govern(items, tokens, lexicon, groups)
     readings: list[Reading] = []
-    nothing = False
+    nothing, blunted = False, None
     for k in groups:
         item = items[k]
         nothing |= item.nothing
+        if item.statement and 0 < item.findings.get(_BLUNTED, 0) < 1:
+            blunted = k
         if item.kind == "mention":
             cues = governed.get(k, [])
             if cues and any(c.cue is not None and c.cue.category == "ignored" for c in cues):
@@ -55,7 +61,9 @@ def read(items: list[Item], tokens: list[str], lexicon: lexicon_lib.Lexicon) -> 
             for finding, base in item.findings.items():
                 readings.append(_decide(item, finding, base, cues, shares.get(k), qualifier))
     if nothing:
-        _explain_away(readings, items, governed, shares, lexicon)
+        _explain_away(readings, items, tokens, governed, shares, lexicon)
+    if blunted is not None:
+        _other_cause(readings, items, tokens, governed, shares, blunted)
     return _merge_alternatives(readings, items, shares) if shares else readings
 
 
@@ -101,6 +109,7 @@ def _decide(
 def _explain_away(
     readings: list[Reading],
     items: list[Item],
+    tokens: list[str],
     governed: reach.Governed,
     shares: dict[int, groups_lib.Share],
     lexicon: lexicon_lib.Lexicon,
@@ -110,9 +119,13 @@ def _explain_away(
     verdicts: dict[tuple[int, int], tuple[lexicon_lib.Cue, Item]] = {}
     for k, item in enumerate(items):
         hedges = [c for c in governed.get(k, []) if c.cue is not None and c.cue.category in _EXPLAINS]
-        if item.nothing and hedges and k not in shares and seen is not None and not seen.statement:
+        if item.nothing and hedges and k not in shares and seen is not None:
+            if not _PARTLY.isdisjoint(tokens[seen.j : item.i]):
+                continue  # "enlarged, which may in part be due to technique"
             by = min(hedges, key=_p)
-            verdicts[seen.i, seen.j] = lexicon.cues[next(name for least, name in _VERDICTS if _p(by) >= least)], by
+            name = next(name for least, name in _VERDICTS if _p(by) >= least)
+            # A heart "enlarged, likely due to technique" is in doubt, no more.
+            verdicts[seen.i, seen.j] = lexicon.cues[_VERDICTS[-1][1] if seen.statement else name], by
         if item.kind in HEADS:
             seen = item if item.kind == "mention" else None
     for reading in readings:
@@ -120,6 +133,42 @@ def _explain_away(
             cue, by = verdicts[reading.tokens]
             if reading.p > cue.p:
                 reading.p, reading.cue, reading.cue_tokens = cue.p, cue.id, (by.i, by.j)
+
+
+def _other_cause(
+    readings: list[Reading],
+    items: list[Item],
+    tokens: list[str],
+    governed: reach.Governed,
+    shares: dict[int, groups_lib.Share],
+    blunted: int,
+) -> None:
+    """Reads a blunted angle whose cause is named: an effusion is the less likely, and a scar there is the pleura's.
+
+    DECISION: an asserted cause leaves the effusion unmentioned; a hedged one of belief b leaves it .15 + .5 (1 - b).
+    """
+    sign = items[blunted]
+    span, named = (sign.i, sign.j), False
+    for k in range(blunted + 1, len(items)):
+        item = items[k]
+        if item.kind not in HEADS:
+            continue
+        hedges = [c for c in governed.get(k, []) if c.cue is not None and c.cue.category in _EXPLAINS]
+        if not hedges and k not in shares and _CAUSAL.isdisjoint(tokens[sign.j : item.i]):
+            return
+        if item.kind == "alternative" and "scarring" in tokens[item.i : item.j]:
+            readings.append(_decide(item, "Pleural Other", 1.0, governed.get(k, []), shares.get(k), 0.0))
+        named |= _BLUNTED in item.findings or k in shares  # "effusion or scarring": the effusion is named beside it
+        if named:
+            continue
+        belief = min((_p(c) for c in hedges), default=1.0)
+        for reading in [r for r in readings if r.finding == _BLUNTED and r.tokens == span]:
+            if belief == 1.0:
+                readings.remove(reading)
+            else:
+                by = min(hedges, key=_p)
+                reading.p = round(min(reading.p, 0.15 + 0.5 * (1 - belief)), 4)
+                reading.cue, reading.cue_tokens = by.cue.id if by.cue else "", (by.i, by.j)
 
 
 def _weakest(hedges: list[Item]) -> tuple[Item, float]:

@@ -143,13 +143,17 @@ def split(text: str, default: str) -> list[tuple[str, int, int]]:
     Returns:
       Spans of sections that count; ignored ones are left out. A paragraph after an ignored section that has no
       heading of its own counts as "other": free-style reports put the description there. So does what follows the
-      first sentence of a comparison or technique that no heading follows.
+      first sentence of a comparison or technique that no heading follows, and of a history that opens a field of
+      findings or an impression.
     """
     if ":" not in text and "\n" not in text:
         return [(default, 0, len(text))]
     matches = [*_HEADING.finditer(text), *_INLINE.finditer(text)]
     named = [(m.start(), m.end(), " ".join((m.group(1) or m.group(2)).lower().split())) for m in matches]
-    known = [(start, end, HEADINGS[name], name in _BRIEF) for start, end, name in named if name in HEADINGS]
+    # A field of findings that opens with a history and names no other heading goes on to describe.
+    led = {name for start, _, name in named if default != OTHER and not text[:start].strip()}
+    brief_ones = {name for name in _BRIEF | led if HEADINGS.get(name) == IGNORED}
+    known = [(start, end, HEADINGS[name], name in brief_ones) for start, end, name in named if name in HEADINGS]
     known = sorted(known + [(start, start, "", False) for start, _, name in named if name in _ORGANS])
     spans: list[tuple[str, int, int]] = []
     section, begin, brief = default, 0, False
