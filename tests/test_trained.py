@@ -37,11 +37,8 @@ def weights(model: luvit.LUViT, seed: int) -> dict:
     return jax.device_put(traverse_util.unflatten_dict(flat, sep="/"))
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run with two checkpoints, of which the first is the better one; its blocks are scanned."""
-    folder = tmp_path_factory.mktemp("runs") / "luvit-1"
-    model = luvit.build("tiny/16", len(CHEXPERT), scan=True)
+def make_run(folder: pathlib.Path, model: luvit.LUViT) -> None:
+    """A run with two checkpoints, of which the first is the better one."""
     kept = checkpoint.Checkpoints(folder / "checkpoints", "mean_auroc")
     for step, score in ((1, 0.8), (2, 0.7)):
         params = weights(model, step)
@@ -49,6 +46,13 @@ def run(tmp_path_factory):
         kept.save(step, {"params": params}, meta, {"mean_auroc": score})
     kept.wait()
     kept.close()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Blocks are scanned, and films cropped."""
+    folder = tmp_path_factory.mktemp("runs") / "luvit-1"
+    make_run(folder, luvit.build("tiny/16", len(CHEXPERT), scan=True))
     (folder / "run.json").write_text(json.dumps({"stages": {"data": "data-1"}}))
     (folder.parent / "data-1" / "set").mkdir(parents=True)
     (folder.parent / "data-1" / "set" / "manifest.json").write_text(json.dumps({"source": {"fit": "crop"}}))

@@ -271,7 +271,7 @@ class VisionTransformer(nn.Module):
         else:
             side = (arch.patch, arch.patch)
             x = nn.Conv(arch.width, side, side, padding="VALID", dtype=self.dtype, name="embedding")(images)
-        x = x.reshape(len(images), -1, arch.width)
+        x = x.reshape(images.shape[0], -1, arch.width)
         normal = nn.initializers.normal(0.02)
         if arch.position == "learned":
             x = x + self.param("position", normal, (1, x.shape[1], arch.width)).astype(x.dtype)
@@ -280,7 +280,7 @@ class VisionTransformer(nn.Module):
             front.append(self.param("class_token", normal, (1, 1, arch.width)))
         if arch.registers:
             front.append(self.param("registers", normal, (1, arch.registers, arch.width)))
-        tokens = [jnp.broadcast_to(t.astype(x.dtype), (len(x), *t.shape[1:])) for t in front]
+        tokens = [jnp.broadcast_to(t.astype(x.dtype), (x.shape[0], *t.shape[1:])) for t in front]
         return jnp.concatenate([*tokens, x], axis=1) if tokens else x
 
     def _blocks(self, x: Array, train: bool, turn: Turn | None) -> Array:
