@@ -34,7 +34,8 @@ class Trained:
       preprocessing: how a film becomes such an image: ``fit``, see :func:`repgls_jax.data.images.square`.
       thresholds: rule -> finding -> threshold of the probability (None where the rule gives none), or None.
       reference: what films of the training set look like, or None.
-      source: where it comes from, JSON: kind, name, step, metrics, policy, pretrained.
+      source: where it comes from, JSON: kind, name, step, metrics, policy, pretrained; of an export also what the
+        thresholds were chosen on.
       where: the path, for messages.
     """
 

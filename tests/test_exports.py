@@ -13,7 +13,7 @@ import pytest
 from test_trained import films, make_run
 
 from repgls_jax import trained
-from repgls_jax.exports import compare, files, job, native, operating, reference, stablehlo
+from repgls_jax.exports import compare, files, job, native, reference, stablehlo
 from repgls_jax.findings import CHEXPERT
 from repgls_jax.models import luvit
 from repgls_jax.train.journal import Journal
@@ -139,21 +139,6 @@ def test_inputs_of_the_comparison_cover_the_range():
         made = compare.films(5, 40, dtype)
         assert made.shape == (5, 40, 40, 1) and made.dtype == dtype
         assert made.min() == 0 and made.max() > 0.95 * np.iinfo(dtype).max and not made[-1].any()
-
-
-def test_youden_is_the_best_of_all_thresholds():
-    rng = np.random.default_rng(3)
-    probability = rng.integers(0, 20, (200, 4)) / 20
-    labels = (rng.random((200, 4)) < probability).astype(np.int8)
-    labels[:, 3] = 1
-    mask = rng.random((200, 4)) < 0.8
-    found = operating.youden(probability, labels, mask)
-    assert found[3] is None
-    for j in range(3):
-        score, label = probability[mask[:, j], j], labels[mask[:, j], j] == 1
-        value = {t: (score[label] >= t).mean() - (score[~label] >= t).mean() for t in np.arange(0, 1.01, 0.025)}
-        assert value[round(found[j] / 0.025) * 0.025] == pytest.approx(max(value.values()))
-        assert found[j] not in score
 
 
 def drawn(count: int, seed: int) -> np.ndarray:

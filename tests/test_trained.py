@@ -66,7 +66,7 @@ def exported(run, tmp_path_factory):
     model = trained.load(run)
     vocabulary = {"name": "chexpert", "version": 1, "findings": list(CHEXPERT.findings)}
     parts = {"model": model.description, "vocabulary": vocabulary, "input": model.input, "source": model.source}
-    parts |= {"preprocessing": model.preprocessing, "thresholds": {"youden": {"Edema": 0.25}}}
+    parts |= {"preprocessing": model.preprocessing, "thresholds": {"youden": dict.fromkeys(CHEXPERT.findings, 0.25)}}
     native.write(folder, jax.device_get(model.params), parts)
     return folder
 
@@ -90,8 +90,12 @@ def test_the_checkpoint_asked_for_is_read_with_all_that_belongs_to_it(run):
 def test_an_export_is_the_checkpoint(run, exported):
     model, back = trained.load(run), trained.load(exported)
     assert same(model, back) and same(model, trained.load(exported.parent))
-    assert back.vocabulary == CHEXPERT and back.thresholds == {"youden": {"Edema": 0.25}}
+    assert back.vocabulary == CHEXPERT and back.thresholds["youden"]["Edema"] == 0.25
     assert back.preprocessing == {"fit": "crop"} and back.source == model.source
+    (exported / "thresholds.json").write_text('{"youden": {"Edema": 2}}')
+    with pytest.raises(ValueError, match="has no youden threshold of No Finding"):
+        trained.load(exported)
+    (exported / "thresholds.json").unlink()
     with pytest.raises(ValueError, match=r"of step 2 alone; 'best' can be had of the run"):
         trained.load(exported, which="best")
 

@@ -67,13 +67,12 @@ def _metrics(facts: Mapping[str, Any]) -> str:
 
 
 def _thresholds(facts: Mapping[str, Any]) -> str:
-    told = facts["thresholds"]
-    if told is None:
+    rules, told = facts["thresholds"], facts["source"]["thresholds"]
+    if rules is None:
         return "## Thresholds\n\nNone were chosen: the run's validation films were not at hand."
-    rules = list(told["rules"])
     header = f"| finding | {' | '.join(rules)} |\n|---|{'---:|' * len(rules)}"
     rows = [
-        f"| {finding} | {' | '.join(_number(told['rules'][rule].get(finding)) for rule in rules)} |"
+        f"| {finding} | {' | '.join(_number(values[finding]) for values in rules.values())} |"
         for finding in facts["vocabulary"]["findings"]
     ]
     return (

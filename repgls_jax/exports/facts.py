@@ -16,8 +16,8 @@ from repgls_jax import sidecars, trained
 from repgls_jax.data import pipeline
 from repgls_jax.data import shards as shards_lib
 from repgls_jax.data.build import MANIFEST, SHARDS
-from repgls_jax.exports import operating, reference
-from repgls_jax.results import table
+from repgls_jax.exports import reference
+from repgls_jax.results import operating, table
 from repgls_jax.train import labels, luvit, sharding
 from repgls_jax.train.journal import Journal
 
@@ -26,9 +26,19 @@ _BATCH = 64
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """See the module; None, {} or "" where the folders are not at hand."""
+    """See the module; None, {} or "" where the folders are not at hand.
+
+    Attributes:
+      thresholds: of :func:`repgls_jax.results.operating.choose`.
+      chosen_on: {"split", "images", "reference"} that they were chosen on.
+      reference: of :func:`repgls_jax.exports.reference.make`.
+      data: {"dataset", "counts" {split: images}, "simulated"}.
+      metrics: the table of the run's evaluation, Markdown.
+      metrics_note: what it was measured on, or why there is none.
+    """
 
     thresholds: dict[str, Any] | None
+    chosen_on: dict[str, Any] | None
     reference: dict[str, Any] | None
     data: dict[str, Any]
     metrics: str
@@ -44,23 +54,23 @@ def gather(run_folder: pathlib.Path, model: trained.Trained, journal: Journal) -
     record_path = run_folder / trained.RECORD
     if not record_path.exists():
         journal.say(f"  no {trained.RECORD} in {run_folder}: no thresholds, counts or metrics are known")
-        return Facts(None, None, {}, "", "Nothing: the run's record was not at hand.")
+        return Facts(None, None, None, {}, "", "Nothing: the run's record was not at hand.")
     record = json.loads(record_path.read_text())
     metrics, note = _metrics(run_folder, model)
     built = run_folder.parent / record["stages"]["data"] / "set"
     data: dict[str, Any] = {"dataset": record["config"]["data"]["dataset"]}
     if not (built / SHARDS).is_dir():
         journal.say(f"  no data set in {built}: no thresholds are chosen")
-        return Facts(None, None, data, metrics, note)
+        return Facts(None, None, None, data, metrics, note)
     manifest = json.loads((built / MANIFEST).read_text())
     counts = {split: count["images"] for split, count in manifest["counts"].items()}
     data |= {"counts": counts, "simulated": manifest["simulated"]}
-    return Facts(_thresholds(run_folder, record, built, model), _reference(built, model), data, metrics, note)
+    return Facts(*_thresholds(run_folder, record, built, model), _reference(built, model), data, metrics, note)
 
 
 def _thresholds(
     run_folder: pathlib.Path, record: dict[str, Any], built: pathlib.Path, model: trained.Trained
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
     vocabulary = shards_lib.vocabulary(built / SHARDS)
     findings_lib.require_same(vocabulary.findings, model.vocabulary.findings, model.where)
     examples = shards_lib.examples(built / SHARDS, "valid")
@@ -72,7 +82,8 @@ def _thresholds(
     mesh = sharding.make_mesh(devices=jax.devices("cpu")[:1])
     batches = pipeline.eval_batches(built / SHARDS, "valid", {}, batch_size=_BATCH, host_index=0, host_count=1)
     probability = luvit.predict(model.apply, model.params, batches, mesh)["probability"]
-    return operating.told(operating.youden(probability, truth, mask), vocabulary.findings, len(probability), against)
+    chosen = operating.choose(probability, truth, mask, vocabulary.findings)
+    return chosen, {"split": "valid", "images": len(probability), "reference": against}
 
 
 def _reference(built: pathlib.Path, model: trained.Trained) -> dict[str, Any] | None:

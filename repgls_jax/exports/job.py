@@ -199,7 +199,7 @@ def _make(
         "vocabulary": dataclasses.asdict(model.vocabulary) | {"findings": list(model.vocabulary.findings)},
         "input": dict(model.input),
         "preprocessing": dict(model.preprocessing),
-        "source": dict(model.source),
+        "source": dict(model.source) | {"thresholds": facts.chosen_on},
         "thresholds": facts.thresholds,
         "reference": facts.reference,
     }

@@ -9,7 +9,7 @@ Nothing is unpickled. Files are not trusted: sizes are looked at before anything
 """
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,8 +19,9 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from repgls_jax.exports import files
+from repgls_jax.exports import files, reference
 from repgls_jax.models import luvit
+from repgls_jax.results import operating
 
 WEIGHTS, CONFIG, THRESHOLDS, REFERENCE = "model.safetensors", "config.json", "thresholds.json", "reference.json"
 FORMAT, VERSION = "repgls-jax", 1
@@ -76,7 +77,16 @@ def read(folder: pathlib.Path) -> tuple[luvit.LUViT, dict[str, Any], dict[str, A
     parts = {name: config[name] for name in _PARTS}
     for name, part in ((THRESHOLDS, "thresholds"), (REFERENCE, "reference")):
         parts[part] = files.read_json(folder / name) if (folder / name).exists() else None
+    check(parts["thresholds"], parts["reference"], config["vocabulary"]["findings"], folder)
     return model, params, parts
+
+
+def check(thresholds: Any, found: Any, findings: Sequence[str], folder: pathlib.Path) -> None:
+    """Refuses thresholds or a reference, each of which may be None, that are not what was written: ValueError."""
+    if thresholds is not None:
+        operating.require(thresholds, tuple(findings), f"the export in {folder}")
+    if found is not None:
+        reference.check(found, f"the reference in {folder}")
 
 
 def model_of(description: Any, findings: Any, contract: Any, where: str) -> luvit.LUViT:

@@ -1,7 +1,7 @@
 """A sanity check of films: whether one looks at all like those that a model was trained on.
 
 Five numbers of each training film (:data:`FEATURES`) give a range: their 0.5 and 99.5 percentiles, widened by a quarter
-of their distance on either side. A film outside of one is told of. That catches a photograph, an inverted film, a film
+of their distance, or at least a little, on either side. A film outside of one is told of. That catches a photograph, an inverted film, a film
 on its side or a blank one more often than not; it does not recognise a chest, says nothing of whether a prediction is
 right, and a film within the ranges may still be none that the model can read.
 """
@@ -21,7 +21,7 @@ FEATURES = {
 FILMS = 2000  # of the training set are looked at, at most
 FEWEST = 100  # a mean of fewer could show one of them
 SIDE = 16
-_PERCENTILES, _WIDER = (0.5, 99.5), 0.25
+_PERCENTILES, _WIDER, _LEAST = (0.5, 99.5), 0.25, 0.02
 _BLACK = 0.02
 
 
@@ -39,7 +39,7 @@ def make(films: np.ndarray) -> dict[str, Any] | None:
     mean = np.mean([_small(film) for film in films], axis=0)
     measured = np.array([list(measure(film, mean).values()) for film in films])
     low, high = np.percentile(measured, _PERCENTILES, axis=0)
-    wider = _WIDER * (high - low)
+    wider = np.maximum(_WIDER * (high - low), _LEAST)
     ranges = np.stack([low - wider, high + wider], axis=1).round(4).tolist()
     return {"films": len(films), "mean": mean.round(3).tolist(), "ranges": dict(zip(FEATURES, ranges, strict=True))}
 

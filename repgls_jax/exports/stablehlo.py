@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array, export
 
 from repgls_jax import findings as findings_lib
-from repgls_jax.exports import files
+from repgls_jax.exports import files, native
 from repgls_jax.models import luvit
 
 PROGRAM, CONTRACT = "model.stablehlo", "contract.json"
@@ -122,6 +122,7 @@ def load(folder: pathlib.Path) -> Program:
     vocabulary = findings_lib.Vocabulary(
         told["vocabulary"]["name"], told["vocabulary"]["version"], tuple(told["vocabulary"]["findings"])
     )
+    native.check(told.get("thresholds"), told.get("reference"), vocabulary.findings, folder)
     content = bytearray(path.read_bytes())
     try:
         program = export.deserialize(content)
