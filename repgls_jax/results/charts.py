@@ -63,7 +63,7 @@ def short(value: float) -> str:
     return f"{value:g}"
 
 
-def _path(frame: Frame, line: Line) -> str:
+def path_of(frame: Frame, line: Line) -> str:
     """The line, broken where a value is not finite."""
     parts, pen = [], "M"
     for x, y in zip(line.x, line.y, strict=True):
@@ -77,17 +77,20 @@ def _path(frame: Frame, line: Line) -> str:
     return f'<path class="line s{line.colour % COLOURS}{style}" d="{"".join(parts)}"/>'
 
 
-def _dots(frame: Frame, line: Line) -> str:
+def dots_of(frame: Frame, line: Line) -> str:
+    """A dot for every point of a line."""
     at = [frame.at(x, y) for x, y in zip(line.x, line.y, strict=True)]
     return "".join(f'<circle class="dot s{line.colour % COLOURS}" cx="{x:.1f}" cy="{y:.1f}" r="2"/>' for x, y in at)
 
 
-def _rule(frame: Frame, kind: str, x0: float, y0: float, x1: float, y1: float) -> str:
+def rule(frame: Frame, kind: str, x0: float, y0: float, x1: float, y1: float) -> str:
+    """A straight line between two points of the data, of the class ``kind``."""
     (a, b), (c, d) = frame.at(x0, y0), frame.at(x1, y1)
     return f'<line class="{kind}" x1="{a:.1f}" y1="{b:.1f}" x2="{c:.1f}" y2="{d:.1f}"/>'
 
 
-def _label(x: float, y: float, text: str, anchor: str = "middle") -> str:
+def label(x: float, y: float, text: str, anchor: str = "middle") -> str:
+    """Text at a place of the drawing."""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
@@ -116,22 +119,22 @@ def square(
     """
     f = Frame(160, 156, (24, 6, 6, 20), (0, limit), (0, limit))
     if not lines:
-        middle = _label(*f.at(limit / 2, limit / 2), "not defined")
+        middle = label(*f.at(limit / 2, limit / 2), "not defined")
         left, top = f.at(0, limit)
         box = f'<rect class="void" x="{left}" y="{top}" width="130" height="130" rx="3"/>'
         return svg(160, 156, description, [box, middle])
     parts = []
     for v in (0.0, limit / 2, limit):
-        parts += [_rule(f, "grid", 0, v, limit, v), _rule(f, "grid", v, 0, v, limit)]
+        parts += [rule(f, "grid", 0, v, limit, v), rule(f, "grid", v, 0, v, limit)]
         x, y = f.at(v, v)
         anchor = "start" if v == 0 else "end" if v == limit else "middle"
-        parts += [_label(x, 150, short(v), anchor), _label(19, y + 3.2, short(v), "end")]
+        parts += [label(x, 150, short(v), anchor), label(19, y + 3.2, short(v), "end")]
     if diagonal:
-        parts.append(_rule(f, "reference", 0, 0, limit, limit))
+        parts.append(rule(f, "reference", 0, 0, limit, limit))
     if level is not None:
-        parts.append(_rule(f, "reference", 0, level, limit, level))
+        parts.append(rule(f, "reference", 0, level, limit, level))
     for line in lines:
-        parts += [_path(f, line), _dots(f, line) if line.dots else ""]
+        parts += [path_of(f, line), dots_of(f, line) if line.dots else ""]
     return svg(160, 156, description, parts)
 
 
@@ -154,17 +157,17 @@ def series(lines: Sequence[Line], description: str) -> Markup:
     finite = [[v for v in line.y if math.isfinite(v)] for line in lines]
     values, steps = [v for ys in finite for v in ys], [x for line in lines for x in line.x]
     if not values:
-        return svg(350, 190, description, [_label(175, 95, "no finite value")])
+        return svg(350, 190, description, [label(175, 95, "no finite value")])
     xs, ys = ticks(min(steps), max(steps)), ticks(min(values), max(values))
     f = Frame(350, 190, (44, 8, 10, 22), (min(steps), max(*steps, min(steps) + 1)), (ys[0], ys[-1]))
     parts = []
     for v in ys:
-        parts += [_rule(f, "grid", f.x[0], v, f.x[1], v), _label(38, f.at(f.x[0], v)[1] + 3.5, short(v), "end")]
-    parts += [_label(f.at(v, ys[0])[0], 184, short(v)) for v in xs if f.x[0] <= v <= f.x[1]]
+        parts += [rule(f, "grid", f.x[0], v, f.x[1], v), label(38, f.at(f.x[0], v)[1] + 3.5, short(v), "end")]
+    parts += [label(f.at(v, ys[0])[0], 184, short(v)) for v in xs if f.x[0] <= v <= f.x[1]]
     for line, known in zip(lines, finite, strict=True):
         if known:
             small = thin(line)
-            parts += [_path(f, small), _dots(f, small) if len(small.x) < 2 else ""]
+            parts += [path_of(f, small), dots_of(f, small) if len(small.x) < 2 else ""]
     return svg(350, 190, description, parts)
 
 
@@ -172,7 +175,7 @@ def histogram(values: np.ndarray, low: float, high: float, bins: int, descriptio
     """Shares of ``values`` in ``bins`` bins of equal width on [low, high], the tallest bar as high as the chart."""
     counts, edges = np.histogram(values, bins, (low, high))
     f = Frame(160, 90, (6, 6, 6, 18), (low, high), (0, max(int(counts.max()), 1)))
-    parts = [_rule(f, "grid", (low + high) / 2, 0, (low + high) / 2, f.y[1])]
+    parts = [rule(f, "grid", (low + high) / 2, 0, (low + high) / 2, f.y[1])]
     for count, a, b in zip(counts, edges[:-1], edges[1:], strict=True):
         (x0, base), (x1, top) = f.at(a, 0), f.at(b, float(count))
         if count:
@@ -181,18 +184,18 @@ def histogram(values: np.ndarray, low: float, high: float, bins: int, descriptio
                 f'<rect class="bar s{colour % COLOURS}" x="{x0 + 0.4:.1f}" y="{base - height:.1f}" '
                 f'width="{x1 - x0 - 0.8:.1f}" height="{height:.1f}"/>'
             )
-    parts.append(_rule(f, "axis", low, 0, high, 0))
+    parts.append(rule(f, "axis", low, 0, high, 0))
     for v, anchor in ((low, "start"), ((low + high) / 2, "middle"), (high, "end")):
-        parts.append(_label(f.at(v, 0)[0], 85, short(v), anchor))
+        parts.append(label(f.at(v, 0)[0], 85, short(v), anchor))
     return svg(160, 90, description, parts)
 
 
 def interval(value: float, low: float | None, high: float | None, start: float, colour: int = 0) -> Markup:
     """A value on [start, 1] as a dot with its interval: one row of a forest plot, no text alternative."""
     f = Frame(200, 20, (6, 2, 6, 2), (start, 1), (0, 2))
-    parts = [_rule(f, "grid", v, 0, v, 2) for v in ticks(start, 1, 5) if start <= v <= 1]
+    parts = [rule(f, "grid", v, 0, v, 2) for v in ticks(start, 1, 5) if start <= v <= 1]
     if low is not None and high is not None:
-        parts.append(_rule(f, f"whisker s{colour % COLOURS}", max(low, start), 1, high, 1))
+        parts.append(rule(f, f"whisker s{colour % COLOURS}", max(low, start), 1, high, 1))
     x, y = f.at(max(value, start), 1)
     parts.append(f'<circle class="dot s{colour % COLOURS}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
     return Markup('<svg viewBox="0 0 200 20" aria-hidden="true">' + "".join(parts) + "</svg>")

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from repgls_jax import findings as findings_lib
-from repgls_jax.results import bootstrap, metrics
-from repgls_jax.results.entries import entry_of, macro
+from repgls_jax.results import bootstrap, delong, metrics
+from repgls_jax.results.entries import entry_of, macro, number
 from repgls_jax.results.score import check
 
 Metrics = dict[str, np.ndarray]
@@ -104,6 +104,57 @@ def compare(
         defined = np.isfinite(value)
         mean[name] = _difference(macro(value), bootstrap.mean(draws, defined)) | {"findings": int(defined.sum())}
     return {"findings": rows, "mean": mean}
+
+
+def paired(
+    first: np.ndarray,
+    second: np.ndarray,
+    labels: np.ndarray,
+    mask: np.ndarray,
+    patient_ids: Sequence[str],
+    vocabulary: findings_lib.Vocabulary,
+    *,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Differences ``first - second`` for a comparison of two models, with DeLong's test of every AUROC beside them.
+
+    Args:
+      first, second: float [n, c] in [0, 1], two models' probabilities for the same images.
+      labels, mask, patient_ids, vocabulary, replicates, seed: as in ``score.score``.
+
+    Returns:
+      {"images", "patients", "bootstrap": {"unit", "replicates", "seed"}, "findings": {finding: {"n", "positives",
+      metric: entry as of :func:`compare` with "first" and "second", "delong": {"difference", "low", "high", "error",
+      "p"} or None}}, "mean": {metric: entry}}. DeLong's is None where there are too few of a class.
+
+    Raises:
+      ValueError: as :func:`compare` does.
+    """
+    first, second, labels, mask = (np.asarray(a) for a in (first, second, labels, mask))
+    made = compare(second, first, labels, mask, patient_ids, vocabulary, replicates=replicates, seed=seed)
+    values = [bootstrap.exact(p.astype(np.float32), labels, mask) for p in (first, second)]
+    _, patient = np.unique(np.asarray(patient_ids), return_inverse=True)
+    for j, finding in enumerate(vocabulary.findings):
+        row, kept = made["findings"][finding], mask[:, j]
+        for name in metrics.METRICS:
+            row[name] |= {"first": number(values[0][name][j]), "second": number(values[1][name][j])}
+        y = labels[kept, j]
+        row |= {"n": int(kept.sum()), "positives": int(y.sum())}
+        row["delong"] = _delong(first[kept, j], second[kept, j], y, patient[kept])
+    for name in metrics.METRICS:
+        made["mean"][name] |= {"first": number(macro(values[0][name])), "second": number(macro(values[1][name]))}
+    drawn = {"unit": "patient", "replicates": replicates, "seed": seed}
+    return {"images": len(patient), "patients": int(patient.max()) + 1, "bootstrap": drawn, **made}
+
+
+def _delong(first: np.ndarray, second: np.ndarray, labels: np.ndarray, patient: np.ndarray) -> dict[str, float] | None:
+    """Between patients; None where there is no variance to be had."""
+    of_class = [len(np.unique(patient[labels == value])) for value in (0, 1)]
+    if min(of_class) < 2:
+        return None
+    found = delong.test(first, second, labels, patient)
+    return {name: getattr(found, name) for name in ("difference", "low", "high", "error", "p")}
 
 
 def arms(

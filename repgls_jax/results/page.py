@@ -1,8 +1,8 @@
 """The report page of a run, or of several side by side: one HTML file that opens anywhere, offline.
 
 Everything is in the file: style and drawings are inline, there is no script, and its own security policy
-forbids it to load anything. It shows metrics, curves, configuration and counts, and never the text of a
-report: of the arguments it reads numbers, the names of findings, and the settings in ``info``.
+forbids it to load anything. It shows metrics, curves, configuration and counts, films where a gallery is given,
+and never the text of a report: of the arguments it reads numbers, the names of findings, and the settings in ``info``.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from repgls_jax import findings as findings_lib
-from repgls_jax.results import charts, table, template
+from repgls_jax.results import charts, page_gallery, page_points, table, template
 
 # Keys whose values would be report text; a page refuses them.
 FORBIDDEN = frozenset({"report", "impression", "sentence", "text"})
@@ -248,13 +248,21 @@ def _info(run: Run) -> list[dict[str, Any]]:
     return [{"name": str(k).replace("_", " "), "rows": list(_settings(v))} for k, v in groups]
 
 
-def render(title: str, runs: Sequence[Run], lead: str = "") -> str:
+def render(
+    title: str,
+    runs: Sequence[Run],
+    lead: str = "",
+    gallery: page_gallery.Gallery | None = None,
+    comparison: Mapping[str, Any] | None = None,
+) -> str:
     """The page as HTML.
 
     Args:
       title: heading.
       runs: one or more runs that were scored on the same vocabulary.
       lead: a sentence below the heading.
+      gallery: films of the first run.
+      comparison: of the first two runs, from ``compare.paired``.
 
     Raises:
       ValueError: there is no run, the vocabularies differ, rates come without their findings, or ``info``
@@ -271,14 +279,27 @@ def render(title: str, runs: Sequence[Run], lead: str = "") -> str:
         columns=[name for name, _ in table.COLUMNS.values()],
         start=f"{start:g}",
         curves={kind: [_curve(runs, finding, kind) for finding in names] for kind in CURVES},
+        points=[page_points.points(run, i) for i, run in enumerate(runs)],
+        thresholds=[run.results["operating"]["thresholds"] for run in runs if "operating" in run.results],
+        risk=page_points.risk(runs, names),
+        strata=[{"name": run.name, "dimensions": page_points.strata(run, i)} for i, run in enumerate(runs)],
+        comparison=page_points.comparison(comparison),
+        gallery=page_gallery.rows(gallery),
         training=_training(runs),
         rates=_rates(runs, names),
         info=[{"name": run.name, "groups": _info(run)} for run in runs if run.info],
     )
 
 
-def write_page(path: pathlib.Path, title: str, runs: Sequence[Run], lead: str = "") -> None:
+def write_page(
+    path: pathlib.Path,
+    title: str,
+    runs: Sequence[Run],
+    lead: str = "",
+    gallery: page_gallery.Gallery | None = None,
+    comparison: Mapping[str, Any] | None = None,
+) -> None:
     """Writes the page of :func:`render` whole or not at all (a temporary file is renamed into place)."""
     temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(render(title, runs, lead), encoding="utf-8")
+    temporary.write_text(render(title, runs, lead, gallery, comparison), encoding="utf-8")
     temporary.replace(path)

@@ -1,9 +1,9 @@
 """Selective risk: how often calls are wrong when the most unsure images are left to a person.
 
 Images are accepted from the least uncertain on; risk(coverage) is the share of wrong calls among those accepted
-(El-Yaniv and Wiener, JMLR 11, 2010), and AURC its mean over all coverages (Geifman et al., ICLR 2019, arXiv 1805.08206).
-Equally uncertain images are accepted together, so that no result depends on the order of the images. Uncertainty is
-told by
+(El-Yaniv and Wiener, JMLR 11, 2010), and AURC its mean over all coverages (Geifman et al., ICLR 2019, arXiv
+1805.08206). Equally uncertain images are accepted together, so that no result depends on the order of the images.
+Uncertainty is told by
 
   probability  -|logit p - logit t|, the distance from the threshold t of the call
   rate         the rate that the second head predicts a report would have, from the image alone
@@ -11,6 +11,7 @@ told by
 and beside them stand what is best, all wrong calls last, and what no order gives, the risk of all calls.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ def measure(
     rate: np.ndarray,
     labels: np.ndarray,
     mask: np.ndarray,
-    thresholds: dict[str, float | None],
+    thresholds: Mapping[str, float | None],
     findings: tuple[str, ...],
 ) -> dict[str, Any]:
     """Selective risk of every finding.
