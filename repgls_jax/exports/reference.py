@@ -1,9 +1,9 @@
 """A sanity check of films: whether one looks at all like those that a model was trained on.
 
 Five numbers of each training film (:data:`FEATURES`) give a range: their 0.5 and 99.5 percentiles, widened by a quarter
-of their distance, or at least a little, on either side. A film outside of one is told of. That catches a photograph, an inverted film, a film
-on its side or a blank one more often than not; it does not recognise a chest, says nothing of whether a prediction is
-right, and a film within the ranges may still be none that the model can read.
+of their distance, or at least a little, on either side. A film outside of one is told of. That catches a photograph, an
+inverted film, a film on its side or a blank one more often than not; it does not recognise a chest, says nothing of
+whether a prediction is right, and a film within the ranges may still be none that the model can read.
 """
 
 from typing import Any
