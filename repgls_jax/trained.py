@@ -147,7 +147,8 @@ def _of_checkpoints(
         if missing:
             raise ValueError(f"the checkpoint in {where} lacks {', '.join(missing)}: it is not of a LU-ViT")
         model = native.model_of(meta["model"], meta["findings"], meta["input"], f"the checkpoint in {where}")
-        params = vit.unstack_blocks(checkpoints.restore_params(mesh, step if step is not None else which))
+        params = luvit.evaluated(checkpoints.restore_params(mesh, step if step is not None else which))
+        params = vit.unstack_blocks(params)
         metrics = {} if step is None else checkpoints.metrics(step)
     finally:
         checkpoints.close()

@@ -267,8 +267,18 @@ def check(config: ml_collections.ConfigDict) -> None:
     if config.task not in ("luvit", "rgn"):
         raise ValueError(f"task {config.task!r} is unknown; expected luvit or rgn")
     method_settings(config.policy)
-    for name, train in (("train", config.train), ("rgn.train", config.rgn.train)):
-        _check_batches(name, train)
+    method = METHODS[config.policy.name]
+    if config.train.mixup < 0:
+        raise ValueError(
+            f"train.mixup is {config.train.mixup}; expected a Beta distribution's parameter, or 0 for none"
+        )
+    if config.train.mixup and (method.mixes or method.update or method.exchange):
+        raise ValueError(
+            f"train.mixup is {config.train.mixup}, but {config.policy.name!r} mixes films itself or looks at single "
+            "ones; set it to 0"
+        )
+    _check_batches("train", config.train, method.mixes or config.train.mixup > 0)
+    _check_batches("rgn.train", config.rgn.train, False)
     _check_model(config)
     _check_further(config)
     name = config.policy.name
@@ -278,18 +288,16 @@ def check(config: ml_collections.ConfigDict) -> None:
         require_columns(name, SIMULATED if simulated else ())
 
 
-def _check_batches(name: str, train: ml_collections.ConfigDict) -> None:
+def _check_batches(name: str, train: ml_collections.ConfigDict, mixes: bool) -> None:
     """Refuses a batch that does not divide over the devices of this job, and micro-batches."""
     config_lib.choose("mesh", train.mesh, sharding.PRESETS)
     mesh = sharding.make_mesh(train.mesh, model_parallel=train.model_parallel)
     sharding.host_part(mesh)
     if train.accumulate < 1:
         raise ValueError(f"{name}.accumulate is {train.accumulate}; expected the number of micro-batches, 1 or more")
-    if train.get("mixup", 0.0) < 0:
-        raise ValueError(f"{name}.mixup is {train.mixup}; expected the Beta distribution's parameter, or 0 for none")
-    multiple = sharding.batch_parts(mesh) * train.accumulate * (2 if train.get("mixup", 0.0) else 1)
+    multiple = sharding.batch_parts(mesh) * train.accumulate * (2 if mixes else 1)
     if train.batch_size % multiple:
-        mixed = " of pairs to mix" if train.get("mixup", 0.0) else ""
+        mixed = " of pairs to mix" if mixes else ""
         raise ValueError(
             f"{name}.batch_size is {train.batch_size}; {sharding.batch_parts(mesh)} parts of the mesh and "
             f"{train.accumulate} micro-batches{mixed} need a multiple of {multiple}: "

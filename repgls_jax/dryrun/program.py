@@ -20,6 +20,7 @@ from repgls_jax.train.state import create
 from repgls_jax.train.step import make_train_step
 
 STEPS = 10_000  # of the schedules; a number in the program, whose size does not change with it
+EXAMPLES = 100_000  # that a method with a memory remembers, where the config does not tell how many films there are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,8 @@ class Program:
     @property
     def unit(self) -> int:
         """What a training batch must be a multiple of."""
-        return sharding.batch_parts(self.mesh) * self.config.train.accumulate
+        mixes = methods.METHODS[self.config.policy.name].mixes or self.config.train.mixup > 0
+        return sharding.batch_parts(self.mesh) * self.config.train.accumulate * (2 if mixes else 1)
 
     def batch(self, size: int) -> dict[str, ShapeDtypeStruct]:
         """The shapes of a training batch of ``size`` films, as :mod:`repgls_jax.train.parts` joins them.
@@ -69,11 +71,7 @@ class Program:
                 f"a batch of {size} does not divide over {sharding.batch_parts(self.mesh)} parts and "
                 f"{self.config.train.accumulate} micro-batches; choose a multiple of {self.unit}"
             )
-        columns = {"state": jnp.int8, "p": jnp.float32, "observed": jnp.bool_}
-        policy = methods.METHODS[self.config.policy.name]
-        columns |= {"rate": jnp.float32} if policy.rates else {}
-        columns |= {name: jnp.float32 if name == "belief" else jnp.int8 for name in policy.needs if name not in columns}
-        shapes: dict[str, Any] = {name: ((size, self.findings), dtype) for name, dtype in columns.items()}
+        shapes = labels(self.config.policy.name, size, self.findings)
         shapes["index"] = ((size,), jnp.int32)
         shapes["image"] = ((size, self.side, self.side, 1), self.pixels)
         placed = sharding.batch_sharding(self.mesh)
@@ -84,6 +82,15 @@ class Program:
         size = sharding.round_up(size, sharding.batch_parts(self.mesh))
         shape = (size, self.side, self.side, 1)
         return ShapeDtypeStruct(shape, self.pixels, sharding=sharding.batch_sharding(self.mesh))
+
+
+def labels(method: str, size: int, count: int) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Shape and type of the label columns that a method reads of ``size`` films."""
+    made = methods.METHODS[method]
+    columns = {"state": jnp.int8, "p": jnp.float32, "observed": jnp.bool_}
+    columns |= {"rate": jnp.float32} if made.rates else {}
+    columns |= {name: jnp.float32 if name == "belief" else jnp.int8 for name in made.needs}
+    return {name: ((size, count), dtype) for name, dtype in columns.items()}
 
 
 def vocabulary(config: ml_collections.ConfigDict) -> findings.Vocabulary:
@@ -103,16 +110,21 @@ def build(config: ml_collections.ConfigDict, target: Target) -> Program:
     count, side = len(vocabulary(config)), config.data.options.image_size
     pixels = jnp.uint16 if config.data.options.get("bits", 8) == 16 else jnp.uint8
     folder = config.model.pretrained
-    model = luvit.make_model(config.model, count, mesh, pretrained.load(folder) if folder else None)
+    policy = methods.settings(config.policy)
+    method = methods.METHODS[policy.name]
+    model = luvit.make_model(config.model, count, mesh, pretrained.load(folder) if folder else None, method.third)
     tx = optimizer(train, STEPS)
 
     def fresh() -> Any:
         film = jnp.zeros((1, side, side, 1), pixels)
-        return create(model.init(jax.random.key(0), film)["params"], tx, 0, train.ema)
+        params = model.init(jax.random.key(0), film)["params"]
+        shapes = labels(policy.name, config.data.options.get("count", EXAMPLES), count)
+        known = {name: jnp.zeros(shape, kind) for name, (shape, kind) in shapes.items()}
+        memory = methods.start(policy, methods.values(policy), known)
+        return create(params, tx, 0, train.ema, memory, params if method.networks == 2 else None)
 
     shapes = jax.eval_shape(fresh)
     placed = sharding.shard_state(shapes, mesh, train.mesh)
-    policy = methods.settings(config.policy)
     loss = luvit.make_loss(model, policy, STEPS, config.model.uncertainty_weight, train.mixup)
     step = make_train_step(loss, tx, train.accumulate, train.ema, tuple(train.freeze))
     return Program(

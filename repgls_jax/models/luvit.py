@@ -189,6 +189,11 @@ def build(
     return LUViT(findings, architecture, dropout, drop_path, kind, remat, scan, attention, constrain, third)
 
 
+def evaluated(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters without those of a head that only the loss of training reads."""
+    return {name: value for name, value in params.items() if name != "third"}
+
+
 def describe(model: LUViT) -> dict[str, Any]:
     """The model's architecture as JSON, from which :func:`from_description` builds it again."""
     return dataclasses.asdict(model.architecture)

@@ -86,7 +86,7 @@ def make_loss(
       hyper: hyperparameters of the method that are not the config's; they may be traced.
 
     Raises:
-      ValueError: films are to be mixed, but the method remembers what single ones looked like.
+      ValueError: films are to be mixed, but the method does so itself, or looks at single ones.
     """
     method = methods.METHODS[config.name]
     numbers = {**methods.values(config), **(hyper or {})}
@@ -94,8 +94,10 @@ def make_loss(
     warmup, ramp = round(config.warmup * steps), round(config.ramp * steps)
     alpha: float | Array = numbers["alpha"] if method.mixes else mixup
     mixing = method.mixes or mixup > 0
-    if mixing and (method.update or method.exchange):
-        raise ValueError(f"train.mixup is {mixup}; the method {config.name!r} looks at single films, set it to 0")
+    if mixup and (method.mixes or method.update or method.exchange):
+        raise ValueError(
+            f"mixup is {mixup}; the method {config.name!r} mixes itself or looks at single films, set it to 0"
+        )
 
     def loss(params: Params, batch: Batch, key: Array, step: Array, memory: Memory | None = None) -> Any:
         drop, draw, mix = jax.random.split(key, 3)
