@@ -171,7 +171,7 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
         augment=True,
         mixup=0.0,  # films are mixed in pairs by shares drawn from Beta(mixup, mixup); 0 is off
     )
-    config.evaluate = dict(batch_size=128, replicates=size["replicates"])
+    config.evaluate = dict(batch_size=128, replicates=size["replicates"], gallery=8)
     if args.size == "test":
         config.rgn.train.steps, config.rgn.length, config.rgn.model.width = 20, 64, 16
     return config

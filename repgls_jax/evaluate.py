@@ -86,7 +86,7 @@ def run(
     first = subjects.of_run(run_folder, mesh, settings.checkpoint)
     first = dataclasses.replace(first, info={"seconds": dict(seconds or {}), **first.info})
     others = [subjects.at(against, mesh, settings.checkpoint)] if against else []
-    name = record["config"].get("data", {}).get("dataset", "its data")
+    name = record.get("config", {}).get("data", {}).get("dataset", "its data")
     return _evaluate([first, *others], subjects.place_of(run_folder), name, output, split, settings, mesh, journal)
 
 

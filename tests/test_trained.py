@@ -30,9 +30,9 @@ def films(n: int = 3, size: int = SIZE) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (n, size, size, 1), np.uint8)
 
 
-def weights(model: luvit.LUViT, seed: int) -> dict:
+def weights(model: luvit.LUViT, seed: int, size: int = SIZE) -> dict:
     rng = np.random.default_rng(seed)
-    shapes = native.expected(model, SIZE)
+    shapes = native.expected(model, size)
     flat = {path: 0.2 * rng.normal(size=shape).astype(np.float32) for path, shape in shapes.items()}
     return jax.device_put(traverse_util.unflatten_dict(flat, sep="/"))
 

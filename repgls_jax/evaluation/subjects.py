@@ -59,7 +59,7 @@ def of_run(run: pathlib.Path, mesh: jax.sharding.Mesh, which: int | str) -> Subj
     """A run's checkpoint; raises as :func:`repgls_jax.trained.load` and :func:`record_of` do."""
     record = record_of(run)
     model = trained.load(run, mesh, which)
-    config = record["config"]
+    config = record.get("config")
     if not config:  # of a run that tells nothing of itself
         return of_model(model)
     info = {
