@@ -1,6 +1,7 @@
 """Every method, by one table: its loss against float64, its neutral setting, and what a missing label lets through."""
 
 import dataclasses
+import pathlib
 import re
 
 import jax
@@ -294,3 +295,12 @@ def test_settings_name_all_that_is_wrong():
     made = methods.settings({**dataclasses.asdict(policies.PolicyConfig("gce")), "hyper": {"q": 0.5}})
     assert methods.values(made) == {"q": 0.5}
     assert methods.values(policies.PolicyConfig("constant", constant=0.3)) == {"constant": 0.3}
+
+
+def test_every_method_and_hyperparameter_is_in_the_documents():
+    text = (pathlib.Path(__file__).parents[1] / "docs" / "methods.md").read_text()
+    rows = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
+    assert list(rows) == list(METHODS)
+    for name, method in METHODS.items():
+        wanted = [method.words, method.source, *(f"`{h}` {p.default:g} (" for h, p in method.hyper.items())]
+        assert not [part for part in wanted if part not in rows[name]]
