@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from repgls_jax import findings as findings_lib
 from repgls_jax.extraction import run, source
@@ -109,6 +109,7 @@ def main(argv: list[str]) -> None:
     """Prints reports a second for each reader, the median over rounds, and the ratio to the peer."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; every option is a flag")
+    logging.set_verbosity(logging.WARNING)  # the peer would spend its time on writing lines
     try:
         reports = list(source.Source(pathlib.Path(_REPORTS.value)).reports())
     except (ValueError, OSError) as error:

@@ -88,7 +88,8 @@ def _goes_on(hits: Sequence[patterns.Hit], k: int, tokens: list[str]) -> bool:
         ends = rest[0][2] == len(tokens)  # "possible but less likely"
         if ends or (len(rest) > 1 and rest[1][0].role == "comma" and rest[1][1] == rest[0][2]):
             return True
-    own = len(rest) > 1 and rest[1][0].role == "subject" and rest[1][1] - rest[0][2] <= 2
+    own = len(rest) > 1 and rest[1][1] - rest[0][2] <= 2 and "with" not in tokens[rest[0][2] : rest[1][1]]
+    own = own and bool(rest[1][0].role == "subject" or rest[1][0].findings)  # "; unchanged left effusion"
     return rest[0][0].role == "predicate" and not own
 
 
