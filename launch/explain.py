@@ -21,8 +21,9 @@ _DATA = flags.DEFINE_string("data", None, "folder of a build; without it that of
 _OUTPUT = flags.DEFINE_string("output", None, "folder to write to", required=True)
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "which films")
 _FINDINGS = flags.DEFINE_list("findings", [], "names, with commas; none for all")
-_METHODS = flags.DEFINE_list("methods", list(maps.METHODS), f"some of {', '.join(maps.METHODS)}")
-_BLOCK = flags.DEFINE_integer("block", -1, "block whose tokens Grad-CAM reads; -1 is the last")
+_METHODS = flags.DEFINE_list(
+    "methods", list(maps.METHODS), f"some of {', '.join(maps.METHODS)}; grad_cam@1 reads the tokens behind one block"
+)
 _LIMIT = flags.DEFINE_integer("limit", 0, "films to score, drawn at random; 0 for all", lower_bound=0)
 _DRAW = flags.DEFINE_integer("draw", 12, "films whose maps and overlays are kept", lower_bound=1)
 _BATCH = flags.DEFINE_integer("batch_size", 16, "films at a time", lower_bound=1)
@@ -59,7 +60,6 @@ def main(argv: list[str]) -> None:
         split=_SPLIT.value,
         findings=tuple(_FINDINGS.value),
         methods=tuple(_METHODS.value),
-        block=_BLOCK.value,
         limit=_LIMIT.value,
         draw=_DRAW.value,
         batch_size=_BATCH.value,

@@ -30,10 +30,10 @@ def network(architecture, scan=False, seed=0):
 
 
 @functools.cache
-def compute_of(name, block=-1):
+def compute_of(name, methods=tuple(maps.METHODS)):
     """All maps by a network of :data:`ARCHITECTURES`, compiled once."""
     model, _, _ = network(ARCHITECTURES[name])
-    return jax.jit(lambda params, films: maps.compute(model, params, films, tuple(maps.METHODS), block), **JIT)
+    return jax.jit(lambda params, films: maps.compute(model, params, films, methods), **JIT)
 
 
 def close(found, wanted, tolerance=1e-5):
@@ -43,8 +43,8 @@ def close(found, wanted, tolerance=1e-5):
     assert np.abs(found - wanted).max() <= tolerance * max(np.abs(wanted).max(), 1e-12)
 
 
-def torch_pass(architecture, params, films, block):
-    """LU-ViT in torch, float64: logits, the block's tokens (with their gradient to come), the read-out's attention."""
+def torch_pass(architecture, params, films, blocks):
+    """LU-ViT in torch, float64: logits, the tokens behind some blocks, and the read-out's attention."""
     torch = pytest.importorskip("torch")
     functional = torch.nn.functional
     p = {
@@ -76,10 +76,10 @@ def torch_pass(architecture, params, films, block):
         y = norm(f"encoder/block_{i}/attention_norm", x)
         x = x + attend(f"encoder/block_{i}/attention", y, y)[0]
         x = x + mlp(f"encoder/block_{i}/mlp", norm(f"encoder/block_{i}/mlp_norm", x))
-        if i == block:
+        if i + 1 == blocks:
             kept = x = x.detach().requires_grad_()
     tokens = norm("encoder/norm", x)
-    if block == -1:
+    if blocks == -1:
         kept = tokens = tokens.detach().requires_grad_()
     if architecture.registers:
         tokens = torch.cat([tokens[:, :1], tokens[:, architecture.prefix :]], dim=1)
@@ -90,20 +90,22 @@ def torch_pass(architecture, params, films, block):
     return (norm("norm", y) * p["presence/kernel"]).sum(-1) + p["presence/bias"], kept, weights
 
 
-@pytest.mark.parametrize(("name", "block"), [("plain", 0), ("tokens", -1)])
-def test_gradient_maps_and_attention_are_those_of_torch(name, block):
+@pytest.mark.parametrize(("name", "blocks"), [("plain", 1), ("tokens", -1)])
+def test_gradient_maps_and_attention_are_those_of_torch(name, blocks):
     architecture = ARCHITECTURES[name]
     _, params, films = network(architecture)
-    found = compute_of(name, block)(params, films)["maps"]
+    suffix = "" if blocks == -1 else f"@{blocks}"
+    methods = (f"grad_cam{suffix}", f"hires_cam{suffix}", "attention", "rollout")
+    found = compute_of(name, methods)(params, films)["maps"]
     for k in range(C):
-        logits, tokens, weights = torch_pass(architecture, params, films, block)
+        logits, tokens, weights = torch_pass(architecture, params, films, blocks)
         gradients = []
         tokens.register_hook(gradients.append)
         logits[:, k].sum().backward()
         patches, gradient = (x.detach()[:, architecture.prefix :] for x in (tokens, gradients[0]))
         wanted = {
-            "grad_cam": (patches * gradient.mean(1, keepdim=True)).sum(-1).relu(),
-            "hires_cam": (patches * gradient).sum(-1).relu(),
+            methods[0]: (patches * gradient.mean(1, keepdim=True)).sum(-1).relu(),
+            methods[1]: (patches * gradient).sum(-1).relu(),
             "attention": weights.detach().mean(1)[:, k, int(architecture.class_token) :],
         }
         for method, values in wanted.items():
@@ -184,10 +186,15 @@ def test_a_finding_has_its_gradient_from_its_own_logit():
 def test_every_method_has_a_title_and_unknown_ones_are_refused():
     assert set(maps.TITLES) == set(maps.METHODS) >= maps.NEED_GRADIENT
     model, _, _ = network(PLAIN)
-    with pytest.raises(ValueError, match="expected some of grad_cam"):
+    with pytest.raises(ValueError, match="expected grad_cam"):
         maps.make(model, ["grad_cam", "lime"])
-    with pytest.raises(ValueError, match="block is 2"):
-        maps.make(model, block=2)
+    with pytest.raises(ValueError, match="behind 3 blocks: this encoder has 2"):
+        maps.make(model, ["hires_cam@3"])
+    for method in ("rollout@1", "grad_cam@", "grad_cam@x"):
+        with pytest.raises(ValueError, match="with blocks"):
+            maps.parse(method)
+    assert maps.title("grad_cam@1") == "Grad-CAM, behind 1 block"
+    assert [observe.passed(model, k) for k in (0, -1, -2, -3)] == [0, 2, 1, 0]
 
 
 def test_maps_of_half_precision_are_single():

@@ -36,8 +36,7 @@ class Settings:
     Attributes:
       split: whose films are explained.
       findings: names; none for all.
-      methods: keys of :data:`maps.METHODS`.
-      block: whose tokens Grad-CAM reads, -1 the last.
+      methods: see :func:`maps.parse`.
       limit: films that are scored, drawn at random; 0 scores all.
       draw: films whose maps and overlays are kept.
       batch_size: films at a time.
@@ -48,7 +47,6 @@ class Settings:
     split: str = "test"
     findings: tuple[str, ...] = ()
     methods: tuple[str, ...] = tuple(maps.METHODS)
-    block: int = -1
     limit: int = 0
     draw: int = 12
     batch_size: int = 16
@@ -80,7 +78,7 @@ def run(
     images = shards.Images(build / SHARDS, settings.split)
     luvit.require_input(trained.input, images.dtype, images.shape[0], trained.where)
     wanted = [vocabulary.index(name) for name in settings.findings or vocabulary.findings]
-    made = scoring.Explainer.of(trained.model, trained.params, settings.methods, settings.block, settings.batch_size)
+    made = scoring.Explainer.of(trained.model, trained.params, settings.methods, batch_size=settings.batch_size)
     marked = _regions(build, settings.split)
     results = None
     if marked is not None:
@@ -121,7 +119,7 @@ def _regions(build: pathlib.Path, split: str) -> regions.Regions | None:
 
 
 def _titles(methods: Sequence[str]) -> dict[str, str]:
-    return {name: maps.TITLES[name] for name in methods} | regions.CONTROLS
+    return {name: maps.title(name) for name in methods} | regions.CONTROLS
 
 
 def _scores(

@@ -33,7 +33,7 @@ def overlays_of(
             for method, values in found["maps"].items():
                 one = overlays.picture(images[i, ..., 0], values[i, k], _SIDE, masks[i, k])
                 name = f"{example:06d}_{names[k].lower().replace(' ', '-')}_{method}.png"
-                captioned = overlays.captioned(one, title, f"{maps.TITLES[method]}, {note}")
+                captioned = overlays.captioned(one, title, f"{maps.title(method)}, {note}")
                 (folder / name).write_bytes(overlays.png(captioned))
 
 
@@ -79,8 +79,8 @@ def sheet(
         title, note = overlays.said(names[k], float(found["probability"][i, k]), float(found["rate"][i, k]))
         bare = overlays.picture(films[i, ..., 0], None, _SHEET_SIDE, mask)
         row = [overlays.captioned(bare, title, f"example {film}, {note}")]
-        for method, values in found["maps"].items():
-            one = overlays.picture(films[i, ..., 0], values[i, k], _SHEET_SIDE, mask)
-            row.append(overlays.captioned(one, maps.TITLES[method], names[k]))
+        for method in made.methods:
+            one = overlays.picture(films[i, ..., 0], found["maps"][method][i, k], _SHEET_SIDE, mask)
+            row.append(overlays.captioned(one, maps.title(method), names[k]))
         rows.append(row)
     return overlays.png(overlays.sheet(rows), 256)

@@ -1,7 +1,7 @@
 """Maps of where LU-ViT finds what it finds: on the grid of its patches, for each film and finding, never negative.
 
-grad_cam   Grad-CAM (Selvaraju et al., ICCV 2017, arXiv 1610.02391) with a block's tokens A as the feature map: the
-           weight of a channel is the mean over patches of the gradient of the finding's logit, map = relu(A . weight).
+grad_cam   Grad-CAM (Selvaraju et al., ICCV 2017, arXiv 1610.02391) with tokens A as the feature map: the weight of a
+           channel is the mean over patches of the gradient of the finding's logit, map = relu(A . weight).
 hires_cam  HiResCAM (Draelos & Carin 2020, arXiv 2011.08891): the gradient of each patch instead of their mean,
            map = relu(sum over channels of A * gradient).
 attention  the read-out's attention: how much the finding's query takes from each patch, mean over heads.
@@ -9,8 +9,10 @@ rollout    attention rollout (Abnar & Zuidema, ACL 2020, arXiv 2005.00928) of th
            mean over heads A_i, R = A_n' ... A_1', read by the finding's query: attention @ R. That it starts from the
            query, where the paper starts from the class token, is the project's decision: it makes it per finding.
 
+The first two read the tokens behind all blocks, and "grad_cam@1" those behind one, "grad_cam@0" the patches before any:
+blocks may carry what a patch shows to other patches, and the later the tokens, the less their place is the film's.
 Attention and rollout sum to 1 at most (what the class token or registers take is missing); they tell where a query
-looks, not whether what it sees speaks for the finding or against it. The other two tell what speaks for it.
+looks, not whether what it sees speaks for the finding or against it. The first two tell what speaks for it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -79,22 +81,41 @@ TITLES = {
 NEED_GRADIENT = frozenset({"grad_cam", "hires_cam"})
 
 
+def parse(method: str) -> tuple[str, int]:
+    """Name and blocks of "grad_cam@1": ("grad_cam", 1); -1 where none are given.
+
+    Raises:
+      ValueError: the method is unknown, or has no use for blocks.
+    """
+    name, at, blocks = method.partition("@")
+    number = blocks.removeprefix("-").isdigit()
+    if name not in METHODS or bool(at) != number or (at and name not in NEED_GRADIENT):
+        some = ", ".join(METHODS)
+        raise ValueError(f"method {method!r} is unknown; expected {some}, the first two also with blocks: grad_cam@1")
+    return name, int(blocks) if at else -1
+
+
+def title(method: str) -> str:
+    """A method as people read it."""
+    name, blocks = parse(method)
+    return TITLES[name] + (f", behind {blocks} block{'' if blocks == 1 else 's'}" if "@" in method else "")
+
+
 def require(methods: Sequence[str]) -> tuple[str, ...]:
-    """The methods as they were asked for.
+    """The methods as they were asked for, each once.
 
     Raises:
       ValueError: none, or one that is unknown.
     """
-    unknown = [name for name in methods if name not in METHODS]
-    if unknown or not methods:
-        raise ValueError(
-            f"methods {', '.join(unknown) or '(none)'}: expected some of {', '.join(METHODS)}, with commas"
-        )
+    if not methods:
+        raise ValueError(f"no method is asked for; expected some of {', '.join(METHODS)}")
+    for method in methods:
+        parse(method)
     return tuple(dict.fromkeys(methods))
 
 
-def gradients(model: LUViT, params: Mapping[str, Any], images: Array, block: int = -1) -> tuple[Array, Seen]:
-    """The gradient of each finding's logit by the tokens of a block: float32 [c, b, prefix + l, d], and the pass.
+def gradients(model: LUViT, params: Mapping[str, Any], images: Array, blocks: int = -1) -> tuple[Array, Seen]:
+    """The gradient of each finding's logit by the tokens behind some blocks: [c, b, prefix + l, d], and the pass.
 
     Row c comes from logit c alone; a film's logit does not depend on the batch's other films, so that one backward pass
     a finding serves all of them.
@@ -104,7 +125,7 @@ def gradients(model: LUViT, params: Mapping[str, Any], images: Array, block: int
     still = jnp.zeros((len(images), count, arch.width), jnp.float32)
 
     def run(perturbation: Array) -> tuple[Array, Seen]:
-        seen = observe.forward(model, params, images, block, perturbation)
+        seen = observe.forward(model, params, images, blocks, perturbation)
         return seen.logits, seen
 
     logits, pull, seen = jax.vjp(run, still, has_aux=True)
@@ -112,7 +133,7 @@ def gradients(model: LUViT, params: Mapping[str, Any], images: Array, block: int
     return jax.vmap(lambda cotangent: pull(cotangent)[0])(ones), seen
 
 
-def compute(model: LUViT, params: Mapping[str, Any], images: Array, methods: Sequence[str], block: int = -1) -> Maps:
+def compute(model: LUViT, params: Mapping[str, Any], images: Array, methods: Sequence[str]) -> Maps:
     """The maps of films, by an :func:`observe.unrolled` model.
 
     Returns:
@@ -120,29 +141,35 @@ def compute(model: LUViT, params: Mapping[str, Any], images: Array, methods: Seq
       float32.
 
     Raises:
-      ValueError: a method or the block is unknown.
+      ValueError: a method is unknown, or the encoder has not as many blocks.
     """
-    methods = require(methods)
-    gradient = None
-    if NEED_GRADIENT & set(methods):
-        gradient, seen = gradients(model, params, images, block)
-    else:
-        seen = observe.forward(model, params, images, block)
+    wanted = {method: parse(method) for method in require(methods)}
+    passes: dict[int | None, tuple[Array | None, Seen]] = {
+        blocks: gradients(model, params, images, blocks)
+        for blocks in sorted({blocks for name, blocks in wanted.values() if name in NEED_GRADIENT})
+    }
+    if not passes:
+        passes[None] = None, observe.forward(model, params, images)
     arch = model.architecture
     grid = (images.shape[1] // arch.patch, images.shape[2] // arch.patch)
-    maps = {name: METHODS[name](seen, gradient, arch.prefix).reshape(*seen.logits.shape, *grid) for name in methods}
+    maps = {}
+    for method, (name, blocks) in wanted.items():
+        # Attention is the same in every pass.
+        gradient, seen = passes[blocks] if name in NEED_GRADIENT else next(iter(passes.values()))
+        maps[method] = METHODS[name](seen, gradient, arch.prefix).reshape(*seen.logits.shape, *grid)
     return {"probability": jax.nn.sigmoid(seen.logits), "rate": seen.rate, "maps": maps}
 
 
-def make(model: LUViT, methods: Sequence[str] = tuple(METHODS), block: int = -1) -> Callable[[Any, Array], Maps]:
+def make(model: LUViT, methods: Sequence[str] = tuple(METHODS)) -> Callable[[Any, Array], Maps]:
     """Jitted :func:`compute` of an :func:`observe.unrolled` model: (parameters, images [b, h, w, 1]) -> maps.
 
     Raises:
-      ValueError: a method or the block is unknown.
+      ValueError: a method is unknown, or the encoder has not as many blocks.
     """
     methods = require(methods)
-    observe.block_index(model, block)
-    return jax.jit(lambda params, images: compute(model, params, images, methods, block))
+    for method in methods:
+        observe.passed(model, parse(method)[1])
+    return jax.jit(lambda params, images: compute(model, params, images, methods))
 
 
 def resize(maps: Array, side: int | tuple[int, int]) -> Array:

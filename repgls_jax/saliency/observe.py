@@ -28,7 +28,7 @@ class Seen:
     Attributes:
       logits: [b, c] float32.
       rate: [b, c] float32 in (-1, 1).
-      tokens: [b, prefix + l, d] of the block asked for, before any perturbation; see :func:`forward`.
+      tokens: [b, prefix + l, d] behind as many blocks as was asked for, before any perturbation.
       attention: layer -> float32 [b, heads, queries, keys], rows that sum to 1. The read-out's queries are the c
         findings, and its keys the class token, if any, and the patches; a block's are all tokens.
     """
@@ -53,44 +53,51 @@ def unrolled(model: LUViT, params: Mapping[str, Any]) -> tuple[LUViT, dict[str, 
     return plain, vit.unstack_blocks(params)
 
 
-def block_index(model: LUViT, block: int) -> int:
-    """``block`` counted from the front; -1 is the last.
+def passed(model: LUViT, blocks: int) -> int:
+    """``blocks`` that tokens have passed, counted from the front: 0 none, -1 all, -2 all but the last.
 
     Raises:
-      ValueError: there is no such block.
+      ValueError: the encoder has not as many.
     """
     depth = model.architecture.depth
-    if not -depth <= block < depth:
-        raise ValueError(f"block is {block}; this encoder has {depth}: expected {-depth} to {depth - 1}")
-    return block % depth
+    if not -depth - 1 <= blocks <= depth:
+        raise ValueError(f"tokens behind {blocks} blocks: this encoder has {depth}, expected {-depth - 1} to {depth}")
+    return blocks % (depth + 1)
 
 
 def forward(
-    model: LUViT, params: Mapping[str, Any], images: Array, block: int = -1, perturbation: Array | None = None
+    model: LUViT, params: Mapping[str, Any], images: Array, blocks: int = -1, perturbation: Array | None = None
 ) -> Seen:
     """A forward pass of an :func:`unrolled` model.
 
-    The last block's tokens are taken behind the norm that follows it, as the finding queries read them. In front of it
+    Behind the last block tokens are taken after the norm that follows, as the finding queries read them. In front of it
     nothing would depend on a token's length, so that its product with its gradient would be zero, whatever the film.
 
     Args:
       model: of the parameters.
       params: parameters.
       images: [b, h, w, 1] uint8, uint16 or normalised floats.
-      block: whose tokens are wanted; -1 is the last.
+      blocks: that the tokens wanted have passed, see :func:`passed`.
       perturbation: [b, prefix + l, d], added to these tokens on their way on; its gradient is theirs.
 
     Raises:
-      ValueError: there is no such block.
+      ValueError: the encoder has not as many blocks.
     """
-    number = block_index(model, block)
-    wanted = ("encoder", "norm" if number == model.architecture.depth - 1 else f"block_{number}")
+    number = passed(model, blocks)
+    into = ("encoder", f"block_{number}")  # there is none behind the last
+    last = ("encoder", "norm") if number == model.architecture.depth else None
     kept: dict[str, Array] = {}
     projected: dict[str, Array] = {}
     attention: dict[str, Array] = {}
 
+    def keep(tokens: Array) -> Array:
+        kept["tokens"] = tokens
+        return tokens if perturbation is None else tokens + perturbation.astype(tokens.dtype)
+
     def look(call: Any, args: tuple[Any, ...], kwargs: dict[str, Any], context: nn.module.InterceptorContext) -> Any:
         module = context.module
+        if module.path == into and context.method_name == "__call__":
+            args = (keep(args[0]), *args[1:])
         out = call(*args, **kwargs)
         if context.method_name != "__call__":
             return out
@@ -100,9 +107,8 @@ def forward(
             turn = kwargs.get("turn", args[3] if len(args) > 3 else None)
             layer = READ if module.path[-1] == READ else module.path[-2]
             attention[layer] = _weights(projected.pop("query"), projected.pop("key"), turn)
-        elif module.path == wanted:
-            kept["tokens"] = out
-            return out if perturbation is None else out + perturbation.astype(out.dtype)
+        elif module.path == last:
+            return keep(out)
         return out
 
     with nn.intercept_methods(look):

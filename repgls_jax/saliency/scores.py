@@ -12,8 +12,11 @@ everywhere scores what chance does (the lesion's share of the film, for pointing
 everywhere, which has no energy to lie anywhere.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
@@ -39,10 +42,9 @@ def _overlap(taken: Array, mask: Array, count: Array) -> Array:
     return inside / (count + mask.sum() - inside)
 
 
-def _one(values: Array, mask: Array) -> dict[str, Array]:
-    values, mask = values.reshape(-1).astype(jnp.float32), mask.reshape(-1).astype(jnp.float32)
+def _one(values: Array, mask: Array, ordered: Array) -> dict[str, Array]:
+    mask = mask.astype(jnp.float32)
     pixels = values.shape[0]
-    ordered = jnp.sort(values, descending=True)
     area = mask.sum().astype(jnp.int32)
     total = values.sum()
     share = area / pixels
@@ -57,9 +59,11 @@ def _one(values: Array, mask: Array) -> dict[str, Array]:
     }
 
 
-@jax.jit
-def score(maps: Array, masks: Array) -> dict[str, Array]:
-    """Scores of maps.
+_all = jax.jit(jax.vmap(_one))
+
+
+def score(maps: Any, masks: Any) -> dict[str, Array]:
+    """Scores of maps. All but the sorting is jitted: NumPy sorts some thirty times as fast as XLA does on a CPU.
 
     Args:
       maps: [n, h, w], never negative.
@@ -69,4 +73,5 @@ def score(maps: Array, masks: Array) -> dict[str, Array]:
       pointing, iou_area, energy: float32 [n] in [0, 1]; iou: float32 [n, len(SHARES)]; empty: 1 where the map is zero
       everywhere.
     """
-    return jax.vmap(_one)(maps, masks)
+    flat = np.asarray(maps, np.float32).reshape(len(maps), -1)
+    return _all(flat, np.asarray(masks).reshape(len(flat), -1), np.sort(flat, axis=-1)[:, ::-1])

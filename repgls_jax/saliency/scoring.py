@@ -41,17 +41,16 @@ class Explainer:
         model: LUViT,
         params: Any,
         methods: Sequence[str] = tuple(maps.METHODS),
-        block: int = -1,
         batch_size: int = 16,
     ) -> "Explainer":
         """For any LU-ViT and its parameters, scanned or not.
 
         Raises:
-          ValueError: a method or the block is unknown.
+          ValueError: a method is unknown, or the encoder has not as many blocks.
         """
         plain, own = observe.unrolled(model, params)
         wanted = maps.require(methods)
-        return cls(maps.make(plain, wanted, block), own, model.architecture.patch, wanted, batch_size)
+        return cls(maps.make(plain, wanted), own, model.architecture.patch, wanted, batch_size)
 
     def explain(self, images: np.ndarray) -> dict[str, Any]:
         """Films uint8 or uint16 [n, h, w, 1], n >= 1: host arrays as :func:`maps.compute` gives them."""
@@ -126,6 +125,6 @@ def _score(values: np.ndarray, masks: np.ndarray) -> dict[str, np.ndarray]:
         blank = _PAIRS - len(part)
         part = np.concatenate([part, np.zeros((blank, *part.shape[1:]), part.dtype)])
         mask = np.concatenate([mask, np.ones((blank, side, side), bool)])
-        out = jax.device_get(scores.score(maps.resize(jnp.asarray(part), side), mask))
+        out = jax.device_get(scores.score(np.asarray(maps.resize(jnp.asarray(part), side)), mask))
         found.append({name: x[: _PAIRS - blank] for name, x in out.items()})
     return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
