@@ -3,12 +3,24 @@
 import html.parser
 import math
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
 
 from repgls_jax.findings import Vocabulary
-from repgls_jax.results import charts, page, score
+from repgls_jax.results import (
+    charts,
+    compare,
+    operating,
+    page,
+    page_gallery,
+    score,
+    selective,
+    strata,
+    table_points,
+)
+from repgls_jax.results import gallery as gallery_choice
 
 VOCABULARY = Vocabulary("four", 1, ("Edema", "Fracture", "Lung <Lesion>", "Nodule"))
 CANARY = "XYZZY canary sentence"
@@ -161,3 +173,80 @@ def test_thinning_keeps_spikes_and_ends():
 
 def test_a_chart_without_a_finite_value_says_so():
     assert "no finite value" in charts.series([charts.Line([0, 1], [math.nan, math.inf])], "loss")
+
+
+def thorough(results, labels, p, seed=0):
+    """The results of an evaluation job: operating points, selective risk and strata beside the scores."""
+    mask, patient, findings = np.ones(p.shape, bool), np.arange(60) // 2, VOCABULARY.findings
+    chosen = operating.choose(p, labels, mask, findings)
+    rules = {
+        rule: operating.measure(p, labels, mask, patient, each, findings, patients=30, replicates=50)
+        for rule, each in chosen.items()
+    }
+    rate = np.random.default_rng(seed).random(p.shape)
+    levels = {"sex <b>": strata.by_name(["F", "M<i>", ""] * 20)}
+    ids = [f"p{i}" for i in patient]
+    return results | {
+        "operating": {"thresholds": "chosen <here>", "rules": rules},
+        "selective": selective.measure(p, rate, labels, mask, chosen["youden"], findings),
+        "strata": strata.measure(p, labels, mask, ids, VOCABULARY, levels, chosen["youden"], replicates=50),
+    }
+
+
+def card(**changes):
+    fields = {"png": "iVBORw0KGgo=", "finding": "Lung <Lesion>", "probability": 0.91, "rate": 0.2, "label": 0}
+    return page_gallery.Card(**(fields | {"wording": "hedged", "certainty": 0.4} | changes))
+
+
+def test_every_part_of_an_evaluation_is_shown_and_the_page_stays_whole(results):
+    rng = np.random.default_rng(0)
+    labels = (rng.random((60, 4)) < 0.4).astype(np.int8)
+    p = (1 / (1 + np.exp(-rng.normal(size=(60, 4)) - labels))).astype(np.float32)
+    other = np.clip(p + 0.1 * rng.random(p.shape), 0, 1).astype(np.float32)
+    labels[:, 1] = 0
+    full = [thorough(results, labels, one) for one in (p, other)]
+    ids, mask = [f"p{i // 2}" for i in range(60)], np.ones(p.shape, bool)
+    found = compare.paired(p, other, labels, mask, ids, VOCABULARY, replicates=50)
+    found |= {"first": "a <run>", "second": "another", "reference": "truth", "split": "test"}
+    gallery = page_gallery.Gallery([card()], [card(label=1, certainty=None)], [card(label=None, wording="")])
+    text = page.render("t", [run(full[0], "a <run>"), run(full[1], "another")], "", gallery, found)
+    parsed = outline(text)
+    for part in ("comparison", "points", "risk", "strata", "gallery"):
+        assert f'id="{part}"' in text and f'href="#{part}"' in text
+    assert parsed.tags.count("table") == parsed.tags.count("caption")
+    for image in parsed.images:
+        assert image.get("aria-hidden") == "true" or (image["role"] == "img" and len(image["aria-label"]) > 10)
+    said = " ".join(parsed.text)
+    for expected in ("chosen <here>", "M<i>", "By sex <b>", "labelled absent", "no report", "no label"):
+        assert expected in said, expected
+    assert "report: hedged (certainty 0.40)" in said and "identifiers of films only if they were asked for" in said
+    shown = re.findall(r'<img alt="[^"]+" src="data:image/png;base64,iVBORw0KGgo=">', text)
+    assert len(shown) == 3 and text.count("<img") == 3 and "img-src data:" in text
+    rest = re.sub(r"<img[^>]*>", "", text)
+    assert not re.search(r"https?:|//[a-z]|@import|url\(|<script|<link|<iframe|\bsrc=|\bon\w+=", rest)
+    assert CANARY not in text and "p0-identifier" not in text
+    markdown = table_points.format_markdown(full[0])
+    assert "**f1**" in markdown and "none" in markdown and "nan" not in markdown
+    assert table_points.format_comparison(found).count("\n") == 9
+    assert any("youden" in line for line in table_points.brief(full[0]))
+
+
+def test_a_gallery_shows_a_film_once_and_several_findings():
+    rng = np.random.default_rng(2)
+    p, labels = rng.random((50, 4)), (rng.random((50, 4)) < 0.5).astype(np.int8)
+    p[:, 1] = np.where(labels[:, 1] == 1, 0.0, 1.0)  # the worst of all are of one finding
+    mask = rng.random((50, 4)) < 0.9
+    alarms, misses = gallery_choice.errors(p, labels, mask, 6)
+    for pairs, label, order in ((alarms, 0, -1), (misses, 1, 1)):
+        assert len(pairs) == 6 and all(mask[i, j] and labels[i, j] == label for i, j in pairs)
+        values = [order * p[i, j] for i, j in pairs]
+        assert values == sorted(values)
+        assert max(Counter(j for _, j in pairs).values()) == 2
+    images = [i for i, _ in alarms + misses]
+    assert len(set(images)) == 12
+    alone = gallery_choice.errors(p[:, [1]], labels[:, [1]], mask[:, [1]], 6)
+    assert [len(pairs) for pairs in alone] == [6, 6]
+    rate = rng.random((50, 4))
+    first, *_ = hedged = gallery_choice.hedged(rate, 5)
+    assert len(hedged) == 5 and rate[first] == rate.max()
+    assert gallery_choice.errors(p[:3], labels[:3], mask[:3] & False, 6) == ([], [])
