@@ -244,8 +244,9 @@ def test_evaluation_refuses_a_checkpoint_made_for_other_images(tmp_path, monkeyp
     run = tmp_path / "run"
     run.mkdir()
     (run / evaluate.RECORD).write_text(json.dumps({"config": {}, "stages": {"data": "data"}}))
-    stored = types.SimpleNamespace(vocabulary=CHEXPERT, input=contract or luvit.input_contract(np.uint16, 12))
-    monkeypatch.setattr(trained, "load", lambda folder, mesh: stored)
+    fields = {"source": {}, "params": {}, "where": "the run"}
+    stored = types.SimpleNamespace(vocabulary=CHEXPERT, input=contract or luvit.input_contract(np.uint16, 12), **fields)
+    monkeypatch.setattr(trained, "load", lambda folder, mesh, which: stored)
     settings = {"batch_size": 2, "replicates": 0}
     with pytest.raises(ValueError if contract else AttributeError) as error:
         evaluate.run(run, pathlib.Path(tmp_path), "test", settings, Journal(stream=None))

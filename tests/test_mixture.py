@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from repgls_jax import evaluate, mixture, phantom, policies, workflow
+from repgls_jax import mixture, phantom, policies, workflow
 from repgls_jax.data import mix, pipeline, shards
+from repgls_jax.evaluation import subjects
 from repgls_jax.findings import CHEXPERT, NIH
 from repgls_jax.losses import masked_mean
 from repgls_jax.results import page
@@ -306,7 +307,7 @@ def test_a_further_set_needs_images_to_train_on_alone(films, tmp_path):
 def test_the_page_names_every_set_however_many_there_are():
     one = {"dataset": "mimic_cxr", "vocabulary": "chexpert", "images": 368_960, "weight": 0.5, "stages": {}}
     sets = [one | {"name": f"a-set-with-a-long-name-{k}"} for k in range(8)]
-    said = dict(page._settings(evaluate._trained_on({"training_sets": sets})["trained on"]))
+    said = dict(page._settings(subjects._trained_on({"training_sets": sets})["trained on"]))
     assert len(said) == 8
     for k, text in enumerate(said.values()):
         assert text.startswith(f"a-set-with-a-long-name-{k} (mimic_cxr)") and text.endswith("weight 0.5")
