@@ -29,6 +29,7 @@ _BATCH = flags.DEFINE_integer(
     "batch_size", 0, "films of a step; 0 takes the config's, or the largest found", lower_bound=0
 )
 _FIND = flags.DEFINE_bool("find_batch", False, "look for the largest batch that fits: about three more compilations")
+_EVALUATE = flags.DEFINE_bool("evaluate", True, "compile the evaluation step too")
 _JSON = flags.DEFINE_string("json", None, "file to write the numbers to")
 _TABLE = flags.DEFINE_string("table", None, "folder of such files: print them as a table and compile nothing")
 _RESOLVED = flags.DEFINE_bool("resolved", False, "print every setting of the config")
@@ -63,7 +64,9 @@ def main(argv: list[str]) -> None:
     for name in _SHOWN if not _RESOLVED.value else config:
         print(f"{name}: {json.dumps(config_lib.plain(config).get(name))}", flush=True)
     try:
-        result = report.run(config, _target(), _BATCH.value, _FIND.value, say=lambda line: print(line, flush=True))
+        result = report.run(
+            config, _target(), _BATCH.value, _FIND.value, _EVALUATE.value, say=lambda line: print(line, flush=True)
+        )
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     print(f"\n{report.text(result)}")

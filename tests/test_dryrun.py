@@ -83,6 +83,12 @@ def test_tables_have_a_cell_for_every_column(fsdp):
     assert "Ti/16" in lines[2] and "all-gather" in lines[2] and "does not fit" in lines[3]
 
 
+def test_room_is_what_is_left_over_what_a_film_takes():
+    memory = {"available": 100, "peak": 60, "temporaries": 40}  # 20 do not grow, 10 more for each film of a chip
+    assert report.room({"train": {"memory": memory}, "batch": 8, "chips": 2}) == 8
+    assert report.room({"train": {"memory": {"peak": 60, "temporaries": 40}}, "batch": 8, "chips": 2}) == 0
+
+
 def test_a_chip_that_is_too_small_is_a_fault(fsdp):
     step = measured(fsdp["train"]["memory"]["peak"])
     assert measure.faults(step, "fsdp", step.memory.peak) == []

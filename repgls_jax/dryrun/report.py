@@ -16,6 +16,7 @@ def run(
     target: Target,
     batch: int,
     find_batch: bool = False,
+    evaluate: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Compiles the train and the evaluation step of ``config`` for ``target``.
@@ -25,6 +26,7 @@ def run(
       target: the devices.
       batch: films of a training step; 0 takes the config's, or the largest found.
       find_batch: looks for the largest batch that fits.
+      evaluate: whether the evaluation step is compiled too.
       say: told of each compilation, which may take minutes.
 
     Returns:
@@ -55,10 +57,11 @@ def run(
     result["faults"] = []
     try:
         _add(result, "train", train(batch), target, made, batch)
-        images = made.images(config.evaluate.batch_size)
-        weights = made.state.weights
-        step = measure.compile_step("evaluation step", made.forward, (weights, images), made.mesh, target.chip)
-        _add(result, "evaluate", step, target, made, images.shape[0])
+        if evaluate:
+            images = made.images(config.evaluate.batch_size)
+            weights = made.state.weights
+            step = measure.compile_step("evaluation step", made.forward, (weights, images), made.mesh, target.chip)
+            _add(result, "evaluate", step, target, made, images.shape[0])
     except measure.DoesNotFitError as error:
         result["refused"] = str(error)
         result["faults"].append(f"a batch of {batch:,} does not fit on {target.name}: {error}")
@@ -152,6 +155,8 @@ def text(result: dict[str, Any]) -> str:
     ]
     if result["compiler_arguments"]:
         lines.append(f"LIBTPU_INIT_ARGS: {result['compiler_arguments']}")
+    if "train" in result and room(result):
+        lines.append(f"room for about {room(result)} films a chip, if temporaries grow in proportion to the batch")
     if "largest" in result:
         tried = ", ".join(
             f"{n:,} {_bytes(b) if b else 'refused'}" for n, b in sorted(result["largest"]["tried"].items())
@@ -161,7 +166,8 @@ def text(result: dict[str, Any]) -> str:
         if name in result:
             lines += [
                 "",
-                f"{title} of {result[name]['images']:,} films, compiled in {result[name]['compile_seconds']} s",
+                f"{title} of {result[name]['images']:,} films, compiled in {result[name]['compile_seconds']} s "
+                f"({result[name]['compile_cpu_seconds']} s of processors)",
             ]
             lines += [f"  {line}" for line in _lines(result[name])]
     if result["faults"]:
@@ -209,25 +215,38 @@ def _lines(step: dict[str, Any]) -> list[str]:
 
 def table(results: Sequence[dict[str, Any]]) -> str:
     """Train steps as a Markdown table, a line each; of a step that the compiler refused, that."""
-    head = "model, px, slice, preset, remat, films a chip, memory, sent by a chip, bound by"
+    head = "model, px, slice, preset, remat, films a chip, memory, largest, sent by a chip, bound by"
     names = [*head.split(", "), "ms a step", "films a second", "MFU", "compiled in"]
     rows = [names, ["---"] * len(names), *(_row(result) for result in results)]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
+def room(result: dict[str, Any]) -> int:
+    """Films a chip that fit if temporaries grow in proportion to the batch: an estimate from one compilation.
+
+    A part of them does not grow (gathered weights, gradients), so that it is on the low side, unless the batch is so
+    small that much of it stays on the chip (some 100 MiB). 0 where the chip's memory is not known.
+    """
+    memory, films = result["train"]["memory"], result["batch"] / result["chips"]
+    if "available" not in memory:
+        return 0
+    free = memory["available"] - (memory["peak"] - memory["temporaries"])
+    return max(int(films * free / max(memory["temporaries"], 1)), 0)
+
+
 def _row(result: dict[str, Any]) -> list[str]:
-    largest = " (largest)" if result.get("largest", {}).get("size") == result["batch"] else ""
     asked = [result["model"], str(result["side"]), result["target"], result["preset"], result["settings"]["remat"]]
-    asked.append(f"{result['batch'] / result['chips']:g}{largest}")
+    asked.append(f"{result['batch'] / result['chips']:g}")
     if "train" not in result:
-        return [*asked, "does not fit", *[""] * 6]
-    step = result["train"]
+        return [*asked, "does not fit", *[""] * 7]
+    step, found = result["train"], result.get("largest")
+    largest = f"{found['size'] / result['chips']:g}" if found else f"about {room(result)}" if room(result) else ""
     memory = _bytes(step["memory"]["peak"])
     large = [one for one in step["collectives"] if one["sent"] > 1e6]
     sent = ", ".join(f"{one['kind']} over {one['axes']} {_bytes(one['sent'])}" for one in large)
-    took = f"{step['compile_seconds']:.0f} s"
+    took = f"{step['compile_seconds']:.0f} s, {step['compile_cpu_seconds']:.0f} s of processors"
     if "estimate" not in step:
-        return [*asked, memory, sent, "", "", "", "", took]
+        return [*asked, memory, largest, sent, "", "", "", "", took]
     guess = step["estimate"]
     names = [name for name in ("best", "compiler") if name in guess["step_seconds"]]
 
@@ -237,6 +256,7 @@ def _row(result: dict[str, Any]) -> list[str]:
     return [
         *asked,
         f"{memory} ({step['memory']['share']:.0%})",
+        largest,
         sent,
         guess["bound"],
         shown(guess["step_seconds"], ".0f", 1e3),

@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 from jax import Array
 
 DType = Any
@@ -30,7 +31,7 @@ class HalvingConv(nn.Module):
         if h % 2 or w % 2:
             raise ValueError(f"picture of {h} x {w} pixels cannot be halved; expected even sides")
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, c, self.features))
-        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
         # "SAME" pads an even side for a stride of 2 behind alone.
         padded = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
         taps = [padded[:, i : i + h : 2, j : j + w : 2] for i in range(3) for j in range(3)]
