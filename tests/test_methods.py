@@ -106,9 +106,10 @@ class Oracle:
         p = np.where(np.isnan(p), self.h["silence"], p)
         return np.clip(p, max(self.h["clip"], 1e-6), 1 - max(self.h["clip"], 1e-6))
 
-    def likelihood(self) -> np.ndarray:
+    def likelihood(self, p: np.ndarray | None = None) -> np.ndarray:
         """-log of sigmoid(z) LR + sigmoid(-z), over the larger of LR and 1."""
-        ratio = np.exp(self.h["lam"] * (logit(self.certainty()) - self.shared["prior"]))
+        said = logit(self.certainty() if p is None else p)
+        ratio = np.exp(self.h["lam"] * (said - self.shared["prior"]))
         return -np.log((self.p * ratio + (1 - self.p)) / np.maximum(ratio, 1))
 
     def bridge(self, a: np.ndarray) -> np.ndarray:
@@ -179,6 +180,7 @@ ORACLES = {
     "confident": Oracle.ce,
     "curriculum": Oracle.ce,
     "report_likelihood": Oracle.likelihood,
+    "relearned": lambda o: o.likelihood(o.h["share"] * o.rows["p"] + (1 - o.h["share"]) * o.certainty()),
     "bridge": lambda o: o.bridge(np.float64(o.h["independence"])),
     "fitted": lambda o: o.bridge(o.h["most"] * o.shared["independence"]),
 }

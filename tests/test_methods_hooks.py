@@ -165,3 +165,38 @@ def test_the_gain_is_that_of_likelihoods_in_float64():
     expected = max((max(total.values()) - total[0.0] - 0.5 * np.log(count)) / count, 0)
     assert expected > 0.01
     assert float(dependence.gain(valid, dependence.frequencies(train))) == pytest.approx(expected, abs=1e-4)
+
+
+def test_what_wordings_mean_is_told_by_the_films():
+    """Readers who say .7 where they mean .3 and the other way round, and one who says nothing of what is present."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(-1, 3, (6000, 4))
+    truth = rng.random(z.shape) < sigmoid(z)
+    group = rng.integers(0, 2, len(z))
+    meant = np.array([0.3, 0.7])
+    words = np.where(group[:, None] == 1, meant[::-1], meant)
+    level = rng.random(z.shape) < np.where(truth, 0.7, 0.3) * 0.9  # nearly as often as would be calibrated at even odds
+    said = np.where(level, words[:, 1:], words[:, :1])
+    state = np.full(z.shape, UNCERTAIN)
+    state[:, 3], said[:, 3] = NOT_MENTIONED, np.nan
+    labels = {
+        "state": state.astype(np.int8),
+        "p": said.astype(np.float32),
+        "observed": np.ones(z.shape, bool),
+        "group": group.astype(np.int32),
+    }
+    config, hyper = PolicyConfig("relearned"), methods.values(PolicyConfig("relearned"))
+    seen = methods.view(config, hyper, labels, jnp.float32(z))
+    start = methods.start(config, hyper, labels)
+    memory = METHODS["relearned"].hook.apply(start, seen, seen, hyper)
+    p = np.asarray(memory.rows["p"])
+    for g in (0, 1):
+        for chosen in (False, True):
+            rows = (group == g)[:, None] & (level == chosen)
+            rows[:, 3] = False
+            assert p[rows].mean() == pytest.approx(truth[rows].mean(), abs=0.04)
+            assert np.ptp(p[rows]) < 1e-6
+    assert p[:, 3].mean() == pytest.approx(truth[:, 3].mean(), abs=0.04)
+    assert np.asarray(start.rows["p"])[:, 3].max() < 0.03
+    plain = METHODS["relearned"].hook.apply(start, seen, seen, hyper | {"shrink": 1e9})
+    np.testing.assert_allclose(plain.rows["p"][:, :3], said[:, :3], atol=1e-3)

@@ -106,6 +106,12 @@ def test_micro_batches_remember_the_same(name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), parts, whole)
 
 
+@pytest.mark.parametrize("name", ["elr", "coteaching", "mixup"])
+def test_films_are_not_mixed_where_single_ones_count(name):
+    with pytest.raises(ValueError, match=rf"mixup is 0.2, but '{name}' .*set it to 0"):
+        luvit.make_loss(Linear(), PolicyConfig(name), 10, 0.1, 0.2)
+
+
 def test_both_networks_are_taught():
     state, other = one_device("coteaching"), params(1)["presence"]["kernel"]
     assert not np.allclose(state.peer.params["presence"]["kernel"], other)

@@ -41,7 +41,7 @@ def gain(view: View, frequencies: Array) -> Array:
       view: predictions and labels that the network did not learn from.
       frequencies: [c, levels] how often each level is written of a finding; each row sums to 1.
     """
-    level, used = _levels(view)
+    level, used = levels(view)
     share = frequencies * LEVELS
     mean = jnp.clip(share.sum(1, keepdims=True), _FLOOR, 1.0 - _FLOOR)
     present, absent = jnp.log(share / mean), jnp.log(frequencies * (1.0 - LEVELS) / (1.0 - mean))
@@ -64,7 +64,7 @@ def gain(view: View, frequencies: Array) -> Array:
     return jnp.maximum((best.max() - best[0] - 0.5 * jnp.log(count)) / count, 0.0)
 
 
-def _levels(view: View) -> tuple[Array, Array]:
+def levels(view: View) -> tuple[Array, Array]:
     """The nearest of :data:`LEVELS` of every entry, [n, c] int, and whether it is a mention that was seen."""
     p = view.labels["p"]
     used = view.targets.mask & ~jnp.isnan(p) & (view.labels["state"] != findings.NOT_MENTIONED)
@@ -73,7 +73,7 @@ def _levels(view: View) -> tuple[Array, Array]:
 
 def frequencies(view: View) -> Array:
     """[c, levels]: how often each level is written where a finding is mentioned; about even where it never is."""
-    level, used = _levels(view)
+    level, used = levels(view)
     counts = (jax.nn.one_hot(level, len(LEVELS)) * used[..., None]).sum(0) + _FLOOR
     return counts / counts.sum(1, keepdims=True)
 

@@ -48,10 +48,13 @@ def logit(p: Array) -> Array:
 
 def prevalences(columns: Columns, targets: Targets, hyper: Hyper) -> Memory:
     """logit of the mean certainty of each finding, [c], where labels are seen; 1/2 of a finding that has none."""
-    p, mask = certainty(columns, hyper), targets.mask
+    return Memory({}, {"prior": mean_logit(certainty(columns, hyper), targets.mask)})
+
+
+def mean_logit(p: Array, mask: Array) -> Array:
+    """[c] float32: logit of the mean of ``p`` [n, c] where ``mask`` is set; 0 where it is nowhere."""
     mean = jnp.where(mask, p, 0.0).sum(0) / jnp.maximum(mask.sum(0), 1)
-    mean = jnp.where(mask.any(0), jnp.clip(mean, 1e-4, 1.0 - 1e-4), 0.5)
-    return Memory({}, {"prior": logit(mean).astype(jnp.float32)})
+    return logit(jnp.where(mask.any(0), jnp.clip(mean, 1e-4, 1.0 - 1e-4), 0.5)).astype(jnp.float32)
 
 
 def independent(columns: Columns, targets: Targets, hyper: Hyper) -> Memory:
@@ -62,7 +65,12 @@ def independent(columns: Columns, targets: Targets, hyper: Hyper) -> Memory:
 
 def report_likelihood(z: Array, seen: Seen) -> Array:
     """The loss of the module's docstring, at least 0: lambda is the hyperparameter "lam"."""
-    ratio = seen.hyper["lam"] * (logit(certainty(seen.labels, seen.hyper)) - seen.shared["prior"][None])
+    return surprise(z, certainty(seen.labels, seen.hyper), seen)
+
+
+def surprise(z: Array, p: Array, seen: Seen) -> Array:
+    """The same for wordings that mean ``p`` [b, c]."""
+    ratio = seen.hyper["lam"] * (logit(p) - seen.shared["prior"][None])
     return jax.nn.softplus(z) - jnp.logaddexp(-jnp.maximum(ratio, 0.0), z + jnp.minimum(ratio, 0.0))
 
 

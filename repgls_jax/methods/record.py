@@ -120,6 +120,7 @@ class Method:
       neutral: hyperparameters under which the loss of plain wording is binary cross entropy, if the rates are 0.
       weigh: seen -> [b, c] weights of at least 0, by which the mask is multiplied; None for 1.
       third: whether the loss takes a third argument, [b, c]: the logit of "uncertain" from a head of its own.
+      groups: whether a column "group" [n] int, who read the film or where, is read if there is one.
       mixes: whether films are mixed in pairs, by shares drawn from Beta(alpha, alpha).
       memory: (columns of the training split, its targets, hyperparameters) -> memory at the start; pure. None for none.
       update: (z, seen) -> new rows of the memory, name -> [b, ...]; no gradient reaches what it computes.
@@ -136,6 +137,7 @@ class Method:
     neutral: Mapping[str, float] = dataclasses.field(default_factory=dict)
     weigh: Callable[[Seen], Array] | None = None
     third: bool = False
+    groups: bool = False
     mixes: bool = False
     memory: Callable[[Columns, Targets, Hyper], Memory] | None = None
     update: Callable[[Array, Seen], dict[str, Array]] | None = None

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from jax import Array
 
 from repgls_jax import findings
-from repgls_jax.methods import dependence, flips, likelihood, pointwise, remembered, selection
+from repgls_jax.methods import dependence, flips, likelihood, pointwise, remembered, selection, wording
 from repgls_jax.methods.record import Hook, Method, Parameter
 from repgls_jax.policies import POLICIES, Labels, Policy, PolicyConfig, Targets
 
@@ -48,6 +48,7 @@ _WORDING = {
     "silence": Parameter(0.02, 1e-6, 0.5, (0.02, 0.005, 0.05), "p of a finding that is not mentioned"),
     "clip": Parameter(0.02, 0.0, 0.4, (0.02, 0.005, 0.05), "least p of a wording"),
 }
+_LAMBDA = Parameter(1.0, 0.01, 100.0, (1.0, 0.5, 2.0), "weight of the report's evidence")
 _PLAIN = {"silence": 1e-6, "clip": 1e-6}
 
 METHODS: Mapping[str, Method] = {
@@ -217,9 +218,25 @@ METHODS: Mapping[str, Method] = {
         _OURS,
         "the report as evidence on a hidden truth",
         loss=likelihood.report_likelihood,
-        hyper={"lam": Parameter(1.0, 0.01, 100.0, (1.0, 0.5, 2.0), "weight of the report's evidence"), **_WORDING},
+        hyper={"lam": _LAMBDA, **_WORDING},
         neutral={"lam": 100.0, **_PLAIN},
         memory=likelihood.prevalences,
+    ),
+    "relearned": Method(
+        _HARD,
+        _OURS,
+        "report likelihood, with what each reader's wordings mean estimated from the films",
+        loss=wording.relearned,
+        hyper={
+            "share": Parameter(1.0, 0.0, 1.0, (1.0, 0.5), "of the estimate, the rest being the lexicon's"),
+            "shrink": Parameter(30.0, 1.0, 1e4, (30.0, 100.0), "entries that the lexicon is worth"),
+            "lam": _LAMBDA,
+            **_WORDING,
+        },
+        neutral={"share": 0.0, "lam": 100.0, **_PLAIN},
+        groups=True,
+        memory=wording.nominal,
+        hook=Hook((0.3, 0.6), wording.relearn),
     ),
     "bridge": Method(
         _HARD,

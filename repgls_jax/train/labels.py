@@ -36,7 +36,8 @@ def columns(
 
     Returns:
       ``state`` [n, c] int8, ``p`` [n, c] float32 (NaN where not mentioned), ``observed`` [n, c] bool, ``given`` [n, c]
-      int8 (the data set's own labels), and ``truth`` and ``belief`` where the data has them.
+      int8 (the data set's own labels), and where the data has them ``truth``, ``belief``, and ``group`` [n] int32, who
+      read the film.
     """
     state = examples["labels"].astype(np.int8)
     p = np.full(state.shape, np.nan, np.float32)
@@ -51,6 +52,8 @@ def columns(
         observed = observed | told
     made = {"state": state.astype(np.int8), "p": p.astype(np.float32), "observed": observed}
     made["given"] = np.where(examples["observed"], examples["labels"], findings_lib.NOT_MENTIONED).astype(np.int8)
+    if "reader" in examples:
+        made["group"] = np.asarray(examples["reader"], np.int32)
     return made | {name: examples[name] for name in ("truth", "belief") if name in examples}
 
 

@@ -329,7 +329,8 @@ def _revision(
     hook, hyper = methods.METHODS[policy.name].hook, methods.values(policy)
     if hook is None:
         return None
-    valid = parts_lib.columns(parts[0], "valid", policy, config.seed)
+    found = parts_lib.columns(parts[0], "valid", policy, config.seed)
+    valid = {name: values for name, values in found.items() if name in columns}
 
     def revise(state: TrainState, mesh: Mesh) -> Memory:
         assert hook is not None and state.memory is not None

@@ -51,7 +51,9 @@ def training(parts: Sequence[Part], policy: policies.PolicyConfig, seed: int) ->
       ValueError: see :func:`columns`.
     """
     # Only what the policy reads is joined with the images.
-    needed = ("state", "p", "observed", "rate", *methods.METHODS[policy.name].needs)
+    # Readers of several data sets would be taken for each other.
+    reader = ("group",) if len(parts) == 1 and methods.METHODS[policy.name].groups else ()
+    needed = ("state", "p", "observed", "rate", *methods.METHODS[policy.name].needs, *reader)
     aligned = []
     for part in parts:
         made = {name: values for name, values in columns(part, "train", policy, seed).items() if name in needed}
