@@ -267,9 +267,7 @@ def test_other_images_and_missing_data_are_refused(root, place, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give either --run=RUN, or --model=PATH with --data=BUILD"),
         (["--model=x"], "--model needs --data=BUILD"),
-        (["--run=/nowhere", "--checkpoint=bst"], "expected latest, best or a step"),
         (["--run=/nowhere"], "error: /nowhere holds no run.json"),
     ],
 )
