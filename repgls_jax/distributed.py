@@ -80,6 +80,10 @@ def launched(settings: Mapping[str, Any]) -> Iterator[None]:
         yield
 
 
+class AgreedExit(SystemExit):
+    """An end that all processes come to at the same point, with the same code: nobody has failed."""
+
+
 class Joined:
     """The job, joined on entry and left on exit; a process that fails inside takes the others along."""
 
@@ -103,7 +107,9 @@ class Joined:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         """Leaves when all have come so far, or ends all of them at once."""
         assert self._watch is not None
-        ended_well = error is None or (isinstance(error, SystemExit) and not error.code)
+        ended_well = (
+            error is None or isinstance(error, AgreedExit) or (isinstance(error, SystemExit) and not error.code)
+        )
         if ended_well:
             together("end")  # the watch still looks: others may yet fail
         self._watch.stop()

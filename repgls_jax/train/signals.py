@@ -23,7 +23,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 EVERY = 10  # steps between two questions to the other processes
 
 
-class StoppedError(SystemExit):
+class StoppedError(distributed.AgreedExit):
     """Training was asked to stop and has saved its state. Ends a script as the signal would have, without a traceback.
 
     Attributes:
