@@ -86,7 +86,7 @@ def _columns(head: list[str], path: pathlib.Path) -> tuple[dict[str, int], list[
             others.append(name)
     if head.count("study_id") != 1 or not at:
         raise ValueError(
-            f"labels {path} has {len(head)} columns, {head.count('study_id')} of them study_id, and {len(at)} findings; "
+            f"labels {path} has {len(head)} columns, {head.count('study_id')} of them study_id, {len(at)} of findings; "
             "expected one study_id and one for each finding, by name: rename the column of ids"
         )
     return at, others
