@@ -110,7 +110,8 @@ class LUViT(nn.Module):
         """Logits and rates of films.
 
         Args:
-          images: [b, h, w, 1] uint8 or uint16 grey, or floats that :func:`normalize` has already made of them.
+          images: [b, h, w, 1] uint8 or uint16 grey, or floats that :func:`normalize` has already made of them; or
+            [b, l, e] float tokens of any width e that a frozen encoder has made, which only the read-out then sees.
           train: draws dropout and stochastic depth from the rng "dropout".
 
         Returns:
@@ -118,8 +119,7 @@ class LUViT(nn.Module):
         """
         arch = self.architecture
         dtype = self.dtype or jnp.float32
-        x = images.astype(dtype) if jnp.issubdtype(images.dtype, jnp.floating) else normalize(images, dtype)
-        tokens = vit.VisionTransformer(
+        encoder = vit.VisionTransformer(
             arch,
             self.dropout,
             self.drop_path,
@@ -129,13 +129,14 @@ class LUViT(nn.Module):
             self.attention,
             self.constrain,
             name="encoder",
-        )(x, train)
+        )
+        x = images.astype(dtype) if jnp.issubdtype(images.dtype, jnp.floating) else normalize(images, dtype)
+        tokens = x if x.ndim == 3 else encoder(x, train)
         if arch.registers:
             first = int(arch.class_token)
             tokens = jnp.concatenate([tokens[:, :first], tokens[:, arch.prefix :]], axis=1)
-        b, _, d = tokens.shape
-        queries = self.param("queries", nn.initializers.normal(0.02), (1, self.findings, d))
-        queries = jnp.broadcast_to(queries.astype(tokens.dtype), (b, self.findings, d))
+        queries = self.param("queries", nn.initializers.normal(0.02), (1, self.findings, arch.width))
+        queries = jnp.broadcast_to(queries.astype(tokens.dtype), (len(tokens), self.findings, arch.width))
         y = queries + Attention(arch.heads, self.dtype, name="read")(queries, tokens)
         y = y + vit.Mlp(arch.mlp, self.dtype, name="mlp")(nn.LayerNorm(dtype=self.dtype, name="mlp_norm")(y))
         y = self.constrain(nn.LayerNorm(dtype=self.dtype, name="norm")(y))
