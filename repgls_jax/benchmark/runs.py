@@ -7,7 +7,7 @@ seed are arguments of the compiled function, so that a method is compiled once f
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,11 +17,17 @@ import numpy as np
 import optax
 from jax import Array
 
-from repgls_jax.models import luvit
+from repgls_jax import methods
+from repgls_jax.models import luvit, vit
+from repgls_jax.policies import PolicyConfig
 from repgls_jax.results import metrics
+from repgls_jax.train import luvit as luvit_train
 from repgls_jax.train.optimizer import optimizer
 from repgls_jax.train.state import Params, TrainState, create
-from repgls_jax.train.step import LossFn, make_train_step
+from repgls_jax.train.step import make_train_step
+
+UNCERTAINTY_WEIGHT = 0.1  # of the second head, as in configs/luvit.py
+Settings = Mapping[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +60,7 @@ class Data(NamedTuple):
       tokens: float [n, l, d].
       labels: name -> [n, ...], what the method reads of the training reports.
       valid_tokens: float [v, l, d].
+      valid_columns: name -> [v, ...], the same of the validation reports.
       valid_labels: [v, c] of 0 and 1, as noisy as the training labels.
       valid_mask: bool [v, c].
       test_tokens: float [t, l, d].
@@ -62,6 +69,7 @@ class Data(NamedTuple):
     tokens: Array
     labels: Mapping[str, Array]
     valid_tokens: Array
+    valid_columns: Mapping[str, Array]
     valid_labels: Array
     valid_mask: Array
     test_tokens: Array
@@ -76,6 +84,7 @@ class Outcome(NamedTuple):
       valid_logits: float32 [v, c].
       curve: float64 [epochs], mean AUROC against the noisy validation labels.
       loss: float64 [epochs], mean training loss of each epoch.
+      params: of the first network, at the best epoch.
     """
 
     logits: np.ndarray
@@ -83,35 +92,34 @@ class Outcome(NamedTuple):
     valid_logits: np.ndarray
     curve: np.ndarray
     loss: np.ndarray
+    params: Params
 
 
 class Trainer:
     """The runs of one method on one size of data: compiled once, whatever the seed, the data and the settings."""
 
-    def __init__(
-        self,
-        model: luvit.LUViT,
-        schedule: Schedule,
-        n: int,
-        loss_of: Callable[[Mapping[str, Array], int], LossFn],
-    ):
+    def __init__(self, architecture: vit.Architecture, findings: int, config: PolicyConfig, schedule: Schedule, n: int):
         """Compiles nothing yet.
 
         Args:
-          model: whose read-out is trained.
+          architecture: of the read-out: its width, heads and MLP width.
+          findings: c.
+          config: the method and its fixed settings.
           schedule: of the runs.
           n: training studies.
-          loss_of: (settings, steps of the run) -> loss. The settings may be traced.
         """
-        self._model, self._schedule, self._n = model, schedule, n
-        steps = schedule.steps(n)
+        method = methods.METHODS[config.name]
+        self._config, self._method, self._schedule, self._n = config, method, schedule, n
+        self._steps = steps = schedule.steps(n)
+        self.model = luvit.LUViT(findings, architecture, third=method.third)
 
-        def transform(settings: Mapping[str, Array]) -> optax.GradientTransformation:
+        def transform(settings: Settings) -> optax.GradientTransformation:
             # AdamW's update is linear in its learning rate, so that a traced one may come after it.
             return optax.chain(optimizer(_optimizer(schedule), steps), optax.scale(settings["learning_rate"]))
 
-        def epoch(state: TrainState, data: Data, settings: Mapping[str, Array], order: Array) -> Any:
-            step = make_train_step(loss_of(settings, steps), transform(settings))
+        def epoch(state: TrainState, data: Data, settings: Settings, order: Array) -> Any:
+            loss = luvit_train.make_loss(self.model, config, steps, UNCERTAINTY_WEIGHT, hyper=_own(settings))
+            step = make_train_step(loss, transform(settings))
 
             def one(state: TrainState, rows: Array) -> Any:
                 batch = {name: values[rows] for name, values in data.labels.items()}
@@ -121,8 +129,9 @@ class Trainer:
             state, values = jax.lax.scan(one, state, order)
             return state, values.mean()
 
-        def start(params: Params, settings: Mapping[str, Array], seed: Array) -> TrainState:
-            return create(params, transform(settings), seed)
+        def start(params: Params, peer: Params, labels: Any, settings: Settings, seed: Array) -> TrainState:
+            memory = methods.start(config, {**methods.values(config), **_own(settings)}, labels)
+            return create(params, transform(settings), seed, memory=memory, peer=peer)
 
         self._epoch, self._start = jax.jit(epoch, donate_argnums=0), jax.jit(start)
 
@@ -134,24 +143,43 @@ class Trainer:
           settings: ``learning_rate``, the peak of the schedule, and the method's own.
           seed: of parameters, dropout and the order of the studies.
         """
-        schedule = self._schedule
+        schedule, model = self._schedule, self.model
         values = {name: jnp.float32(value) for name, value in settings.items()}
         root = jax.random.key(seed)
-        state = self._start(_init(self._model, root, data.tokens[:1]), values, jnp.uint32(seed))
-        per_epoch = schedule.steps(self._n) // schedule.epochs
-        best, score, curve, losses = state.params, -1.0, [], []
+        first = _init(model, root, data.tokens[:1])
+        peer = _init(model, jax.random.fold_in(root, 0), data.tokens[:1]) if self._method.networks == 2 else None
+        state = self._start(first, peer, data.labels, values, jnp.uint32(seed))
+        per_epoch = self._steps // schedule.epochs
+        best, score, curve, losses = first, -1.0, [], []
         for number in range(schedule.epochs):
             order = jax.random.permutation(jax.random.fold_in(root, number + 1), self._n)
             order = order[: per_epoch * schedule.batch].reshape(per_epoch, schedule.batch)
             state, loss = self._epoch(state, data, values, order)
-            _, now = _validate(self._model, state.params, data.valid_tokens, data.valid_labels, data.valid_mask)
+            logits, now = _validate(model, state.params, data.valid_tokens, data.valid_labels, data.valid_mask)
             curve.append(float(now))
             losses.append(float(loss))
             if curve[-1] > score:  # False for NaN, which never becomes the best
                 score, best = curve[-1], jax.tree.map(jnp.copy, state.params)
-        logits, rate = _predict(self._model, best, data.test_tokens)
-        valid, _ = _predict(self._model, best, data.valid_tokens)
-        return Outcome(*(np.asarray(x) for x in (logits, rate, valid)), np.array(curve), np.array(losses))
+            state = self._revised(state, data, values, number, logits)
+        logits, rate = _predict(model, best, data.test_tokens)
+        valid, _ = _predict(model, best, data.valid_tokens)
+        arrays = (np.asarray(x) for x in (logits, rate, valid))
+        return Outcome(*arrays, np.array(curve), np.array(losses), best)
+
+    def _revised(self, state: TrainState, data: Data, settings: Settings, number: int, valid: Array) -> TrainState:
+        """The state after the method's hook, where one of its moments was in this epoch: it waits for the end of it."""
+        hook, per_epoch = self._method.hook, self._steps // self._schedule.epochs
+        if hook is None or not any(number < step / per_epoch <= number + 1 for step in hook.steps(self._steps)):
+            return state
+        hyper = {**methods.values(self._config), **_own(settings)}
+        train, _ = _predict(self.model, state.params, data.tokens)
+        seen = (methods.view(self._config, hyper, data.labels, train),)
+        seen += (methods.view(self._config, hyper, data.valid_columns, valid),)
+        return state.replace(memory=hook.apply(state.memory, *seen, hyper))
+
+
+def _own(settings: Settings) -> dict[str, Array]:
+    return {name: value for name, value in settings.items() if name != "learning_rate"}
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,0 +1,121 @@
+"""The arms: methods with what they are given, and their tuning budgets, which are all of one size.
+
+An arm is a method of :mod:`repgls_jax.methods` under some settings. Its trials are learning rates and values of its own
+hyperparameter; the one with the best noisy validation score on the tuning seed is used on all other seeds.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from repgls_jax.benchmark.conditions import NOTHING
+from repgls_jax.methods import METHODS
+
+TRIALS = 3
+LEARNING_RATES = (2e-3, 4e-3, 1e-3)
+CHEXPERT = ("u_ones", "u_zeros", "u_ignore", "u_multiclass", "u_selftrained")
+GROUPS = {
+    "reference": "Plain labels",
+    "chexpert": "Uncertain labels by rule",
+    "constant": "One rate for all",
+    "noise": "Learning from noisy labels",
+    "rates": "Rates of each label",
+    "control": "Controls: the same rates, shuffled",
+    "likelihood": "Report likelihood",
+    "bound": "Bounds: not to be had from reports",
+    "negative": "Negative rates for plain wording",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One row of the table.
+
+    Attributes:
+      method: key in METHODS.
+      group: key in :data:`GROUPS`.
+      policy: fields of PolicyConfig.
+      hyper: hyperparameters that are the same in every trial.
+      refined: whether the rates are those of the RGN after guided refinement.
+      control: the arm with the same rates, shuffled; "" without.
+      main: whether it runs in the main condition; the others are studies of their own.
+      note: one line; the method's own where empty.
+    """
+
+    method: str
+    group: str
+    policy: Mapping[str, Any] = NOTHING
+    hyper: Mapping[str, float] = NOTHING
+    refined: bool = False
+    control: str = ""
+    main: bool = True
+    note: str = ""
+
+    @property
+    def words(self) -> str:
+        """One line for tables."""
+        return self.note or METHODS[self.method].words
+
+    def trials(self) -> list[dict[str, float]]:
+        """The settings to choose from, :data:`TRIALS` of them; the first are the default ones.
+
+        A method without hyperparameters of its own has its budget for learning rates; one with some tries the next
+        value of each, in the order of their grids, at the first learning rate.
+        """
+        own = {name: p for name, p in METHODS[self.method].hyper.items() if name not in self.hyper}
+        start = {name: p.default for name, p in METHODS[self.method].hyper.items()} | dict(self.hyper)
+        first = {"learning_rate": LEARNING_RATES[0], **start}
+        faster = {**first, "learning_rate": LEARNING_RATES[1]}
+        if not own:
+            return [first, faster, {**first, "learning_rate": LEARNING_RATES[2]}]
+        others = {name: next((v for v in p.grid if v != p.default), p.default) for name, p in own.items()}
+        return [first, faster, {**first, **others}]
+
+
+def _constant(rate: float) -> Arm:
+    return Arm("constant", "constant", hyper={"constant": rate}, note=f"the likelier side, r = {rate:+g} for all")
+
+
+_SHARP: Mapping[str, Any] = {"rho": 0.5}
+_BARE: Mapping[str, Any] = {"warmup": 0.0, "ramp": 0.0}
+
+_KNOWN: dict[str, Arm] = {
+    "bce_mentions": Arm("hard", "reference", {"blank": "ignore"}, note="cross entropy on what is mentioned"),
+    "hard": Arm("hard", "reference"),
+    "u_ones": Arm("u_ones", "chexpert"),
+    "u_zeros": Arm("u_zeros", "chexpert"),
+    "u_ignore": Arm("u_ignore", "chexpert"),
+    "u_multiclass": Arm("u_multiclass", "chexpert"),
+    "u_selftrained": Arm("u_selftrained", "chexpert"),
+    "lsr_ones": Arm("lsr_ones", "chexpert"),
+    "lsr_zeros": Arm("lsr_zeros", "chexpert"),
+    "constant_+.2": _constant(0.2),
+    "constant_+.4": _constant(0.4),
+    "constant_-.2": _constant(-0.2),
+    "constant_-.4": _constant(-0.4),
+    "expert": Arm("expert", "rates", control="permuted"),
+    "rgn": Arm("rgn", "rates", control="rgn_permuted"),
+    "rgn_refined": Arm("rgn", "rates", refined=True, control="rgn_permuted", note="RGN rates, refined on 200 studies"),
+    "permuted": Arm("permuted", "control"),
+    "rgn_permuted": Arm("rgn_permuted", "control"),
+    "oracle": Arm("oracle", "bound"),
+    "clean": Arm("clean", "bound"),
+    "sharp": Arm("expert", "negative", _SHARP, main=False, note="warm-up and margin cap"),
+    "sharp_no_warmup": Arm("expert", "negative", _SHARP | _BARE, main=False, note="margin cap alone"),
+    "sharp_no_cap": Arm("expert", "negative", {**_SHARP, "margin_cap": 1e9}, main=False, note="warm-up alone"),
+    "sharp_bare": Arm("expert", "negative", {**_SHARP, **_BARE, "margin_cap": 1e9}, main=False, note="neither"),
+}
+
+# Methods that no arm above names, by what they are.
+_GROUP_OF = {"likelihood": "likelihood", "report_likelihood": "likelihood", "likelihood_fitted": "likelihood"}
+
+
+def arms() -> dict[str, Arm]:
+    """Name -> arm. Every method has one: those without an entry of their own run under their name."""
+    named = {arm.method for arm in _KNOWN.values()}
+    rest = {name: Arm(name, _GROUP_OF.get(name, "noise")) for name in METHODS if name not in named}
+    return {name: arm for name, arm in {**_KNOWN, **rest}.items() if arm.method in METHODS}
+
+
+# What further conditions are tried on.
+SHORT = ("hard", "u_ones", "u_ignore", "constant_+.2", "expert", "permuted", "rgn", "clean")

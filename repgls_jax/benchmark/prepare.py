@@ -1,0 +1,179 @@
+"""Stages that runs share: the other hospital with its encoder and RGN, films as tokens, reports as labels.
+
+Each is a folder under the work directory, done once (see :mod:`repgls_jax.stages`).
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from repgls_jax import phantom, stages, trained, workflow
+from repgls_jax.benchmark import hospital
+from repgls_jax.data import wording
+from repgls_jax.models import luvit as luvit_model
+from repgls_jax.models import rgn as rgn_model
+from repgls_jax.models import vit
+from repgls_jax.reports import engine as engine_lib
+from repgls_jax.stages import Done
+from repgls_jax.train import checkpoint, rgn, sharding
+from repgls_jax.train.journal import Journal
+
+VERSION = 1  # raised when a stage's result changes for the same inputs
+_FILMS, _LABELS = "films.npz", "labels.npz"
+_AT_A_TIME = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Elsewhere:
+    """What comes from the other hospital: the folders of its encoder (a LU-ViT run) and of its RGN, and their keys."""
+
+    encoder: pathlib.Path
+    rgn: pathlib.Path
+    keys: tuple[str, str]
+
+
+def elsewhere(config: ml_collections.ConfigDict, root: pathlib.Path, journal: Journal) -> Elsewhere:
+    """Trains encoder and RGN at the other hospital, by the project's own workflow, on labels from its own reports.
+
+    Args:
+      config: of configs/luvit.py: its phantom, model and training.
+      root: folder of the stages.
+      journal: told what each stage does.
+    """
+    reading = config.copy_and_resolve_references()
+    reading.task = "rgn"
+    chain = workflow.run(reading, root, journal)
+    prepared = workflow.prepare(config, root, journal)
+    encoder = workflow.train_luvit(config, prepared, root, journal)
+    return Elsewhere(encoder.folder, chain["rgn"].folder, (encoder.key, chain["rgn"].key))
+
+
+def films(
+    config: phantom.PhantomConfig, counts: hospital.Counts, other: Elsewhere, root: pathlib.Path, journal: Journal
+) -> Done:
+    """Films of a hospital, encoded: films.npz with index, patient [n], truth [n, c] and tokens float16 [n, l, d]."""
+
+    def work(folder: pathlib.Path) -> dict[str, Any]:
+        index = hospital.studies(config, counts)
+        truth, patient = hospital.truth(config, index)
+        encode = _encoder(other.encoder)
+        tokens = [
+            encode(hospital.images(config, index[at : at + _AT_A_TIME])) for at in range(0, len(index), _AT_A_TIME)
+        ]
+        _save(folder / _FILMS, index=index, patient=patient, truth=truth, tokens=np.concatenate(tokens))
+        return {"films": len(index), "patients": len(set(patient.tolist()))}
+
+    inputs = {
+        "version": VERSION,
+        "films": hospital.films_of(config),
+        "counts": dataclasses.asdict(counts),
+        "encoder": other.keys[0],
+    }
+    return stages.run(root, "films", inputs, work, journal)
+
+
+def labels(
+    config: phantom.PhantomConfig, counts: hospital.Counts, other: Elsewhere, root: pathlib.Path, journal: Journal
+) -> Done:
+    """Reports of a hospital, read: labels.npz with the arrays of hospital.Told, and read float32 [n, c].
+
+    ``read`` holds the rates that the other hospital's RGN gives; NaN where a finding is not mentioned, or no sentence
+    says it.
+    """
+
+    def work(folder: pathlib.Path) -> dict[str, Any]:
+        index = hospital.studies(config, counts)
+        told, reports, evidence = hospital.read(config, index, engine_lib.Engine(hospital.VOCABULARY))
+        rates = _rgn(other.rgn)(reports, evidence)
+        _save(folder / _LABELS, read=rates, **dataclasses.asdict(told))
+        mentioned = told.state != -2
+        return {
+            "reports": len(index),
+            "mentioned": float(mentioned.mean()),
+            "hedged": float((told.state == -1).sum() / mentioned.sum()),
+        }
+
+    inputs = {
+        "version": VERSION,
+        "phantom": {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()},
+        "counts": dataclasses.asdict(counts),
+        "rgn": other.keys[1],
+        "lexicon": engine_lib.Engine(hospital.VOCABULARY).version,
+    }
+    return stages.run(root, "labels", inputs, work, journal)
+
+
+def read_films(done: Done) -> Mapping[str, np.ndarray]:
+    """What :func:`films` left."""
+    return _load(done.folder / _FILMS)
+
+
+def read_labels(done: Done) -> tuple[hospital.Told, np.ndarray]:
+    """What :func:`labels` left: what is told, and the RGN's rates [n, c]."""
+    arrays = _load(done.folder / _LABELS)
+    fields = {field.name: arrays[field.name] for field in dataclasses.fields(hospital.Told)}
+    return hospital.Told(**fields), arrays["read"]
+
+
+@functools.lru_cache(maxsize=1)
+def _encoder(folder: pathlib.Path) -> Any:
+    """uint8 films [n, h, w, 1] -> float16 tokens [n, l, d] of the LU-ViT in ``folder``."""
+    found = trained.load(folder)
+    encoder = vit.VisionTransformer(found.model.architecture)
+    params = found.params["encoder"]
+
+    @jax.jit
+    def apply(films: jax.Array) -> jax.Array:
+        out: Any = encoder.apply({"params": params}, luvit_model.normalize(films))
+        return out.astype(jnp.float16)
+
+    def encode(films: np.ndarray) -> np.ndarray:
+        whole = np.resize(films, (_AT_A_TIME, *films.shape[1:]))  # one compiled size
+        return np.asarray(apply(whole))[: len(films)]
+
+    return encode
+
+
+@functools.lru_cache(maxsize=1)
+def _rgn(folder: pathlib.Path) -> Any:
+    """(reports, evidence) -> float32 rates [n, c] of the RGN in ``folder``."""
+    record = json.loads((folder / stages.MARKER).read_text())["inputs"]["config"]
+    model = rgn_model.build(len(hospital.VOCABULARY), **record["model"])
+    mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
+    checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
+    try:
+        params = checkpoints.restore_params(mesh)
+    finally:
+        checkpoints.close()
+    apply = jax.jit(lambda p, b: model.apply({"params": p}, b))
+
+    def read(reports: Any, evidence: Any) -> np.ndarray:
+        ids = reports["study_id"].to_pylist()
+        said = wording.read(reports, evidence, hospital.VOCABULARY, record["length"], record["bare_weight"])
+        known = rgn.predict(apply, params, said, np.arange(len(said.study_ids)), mesh)
+        span = said.arrays["span"]
+        known = np.where(said.mentioned & (span[..., 0] < span[..., 1]), known, np.nan)
+        at = {name: i for i, name in enumerate(ids)}
+        rates = np.full((len(ids), known.shape[1]), np.nan, np.float32)
+        rates[[at[name] for name in said.study_ids]] = known
+        return rates
+
+    return read
+
+
+def _save(path: pathlib.Path, **arrays: np.ndarray) -> None:
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def _load(path: pathlib.Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
