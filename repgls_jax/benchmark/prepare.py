@@ -56,6 +56,17 @@ def elsewhere(config: ml_collections.ConfigDict, root: pathlib.Path, journal: Jo
     return Elsewhere(encoder.folder, chain["rgn"].folder, (encoder.key, chain["rgn"].key))
 
 
+def inputs(config: phantom.PhantomConfig, counts: hospital.Counts, other: Elsewhere) -> dict[str, dict[str, Any]]:
+    """What the stages "films" and "labels" of a hospital depend on."""
+    shared = {"version": VERSION, "counts": dataclasses.asdict(counts)}
+    films = {**shared, "films": hospital.films_of(config), "encoder": other.keys[0]}
+    fields = {**dataclasses.asdict(config), "split": list(config.split)}
+    return {
+        "films": films,
+        "labels": {**shared, "phantom": fields, "rgn": other.keys[1], "lexicon": _engine().version},
+    }
+
+
 def films(
     config: phantom.PhantomConfig, counts: hospital.Counts, other: Elsewhere, root: pathlib.Path, journal: Journal
 ) -> Done:
@@ -71,13 +82,7 @@ def films(
         _save(folder / _FILMS, index=index, patient=patient, truth=truth, tokens=np.concatenate(tokens))
         return {"films": len(index), "patients": len(set(patient.tolist()))}
 
-    inputs = {
-        "version": VERSION,
-        "films": hospital.films_of(config),
-        "counts": dataclasses.asdict(counts),
-        "encoder": other.keys[0],
-    }
-    return stages.run(root, "films", inputs, work, journal)
+    return stages.run(root, "films", inputs(config, counts, other)["films"], work, journal)
 
 
 def labels(
@@ -91,7 +96,7 @@ def labels(
 
     def work(folder: pathlib.Path) -> dict[str, Any]:
         index = hospital.studies(config, counts)
-        told, reports, evidence = hospital.read(config, index, engine_lib.Engine(hospital.VOCABULARY))
+        told, reports, evidence = hospital.read(config, index, _engine())
         rates = _rgn(other.rgn)(reports, evidence)
         _save(folder / _LABELS, read=rates, **dataclasses.asdict(told))
         mentioned = told.state != -2
@@ -101,14 +106,7 @@ def labels(
             "hedged": float((told.state == -1).sum() / mentioned.sum()),
         }
 
-    inputs = {
-        "version": VERSION,
-        "phantom": {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()},
-        "counts": dataclasses.asdict(counts),
-        "rgn": other.keys[1],
-        "lexicon": engine_lib.Engine(hospital.VOCABULARY).version,
-    }
-    return stages.run(root, "labels", inputs, work, journal)
+    return stages.run(root, "labels", inputs(config, counts, other)["labels"], work, journal)
 
 
 def read_films(done: Done) -> Mapping[str, np.ndarray]:
@@ -121,6 +119,11 @@ def read_labels(done: Done) -> tuple[hospital.Told, np.ndarray]:
     arrays = _load(done.folder / _LABELS)
     fields = {field.name: arrays[field.name] for field in dataclasses.fields(hospital.Told)}
     return hospital.Told(**fields), arrays["read"]
+
+
+@functools.lru_cache(maxsize=1)
+def _engine() -> engine_lib.Engine:
+    return engine_lib.Engine(hospital.VOCABULARY)
 
 
 @functools.lru_cache(maxsize=1)

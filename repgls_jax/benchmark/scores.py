@@ -13,7 +13,7 @@ from scipy import stats
 from repgls_jax import findings as findings_lib
 from repgls_jax.benchmark.hospital import VOCABULARY
 from repgls_jax.phantom import population
-from repgls_jax.results import calibration, metrics
+from repgls_jax.results import bootstrap, calibration, metrics
 
 RARE = np.array([population.PREVALENCE.get(name, 1.0) <= 0.06 for name in VOCABULARY.findings])
 COVERAGES = tuple(np.round(np.arange(0.05, 1.0001, 0.05), 2).tolist())
@@ -56,12 +56,12 @@ def row(
     made |= {f"{name}_scaled": _mean(scaled[name]) for name in ("brier", "ece")}
     made["temperature"] = temperature
     for name, mask in (("plain", mentioned & ~hedged), ("hedged", hedged), ("blank", ~mentioned)):
-        made[f"auroc_{name}"] = _mean(np.asarray(metrics.measure(logits, truth, mask, names=("auroc",))["auroc"]))
+        made[f"auroc_{name}"] = _mean(bootstrap.exact(logits, truth, mask, ("auroc",))["auroc"])
     error = ((logits >= 0) != (truth == 1)).astype(np.float64)
     made["risk"] = selective_risk(np.abs(logits), error).tolist()
     made["aurc"] = area(np.abs(logits), error)
     made["aurc_rate"] = area(-rate, error)
-    made["hedge_auroc"] = _mean(np.asarray(metrics.measure(rate, hedged, mentioned, names=("auroc",))["auroc"]))
+    made["hedge_auroc"] = _mean(bootstrap.exact(rate, hedged, mentioned, ("auroc",))["auroc"])
     made["hedge_spearman"] = _spearman(rate[mentioned], np.minimum(2 * p[mentioned], 2 * (1 - p[mentioned])))
     made["auroc_findings"] = values["auroc"].tolist()
     return made
@@ -69,9 +69,7 @@ def row(
 
 def _measure(logits: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
     probability = 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
-    made = {k: np.asarray(v) for k, v in metrics.measure(probability.astype(np.float32), truth, mask).items()}
-    ranked = metrics.measure(logits, truth, mask, names=("auroc", "auprc"))  # logits keep apart what float32 rounds
-    return made | {k: np.asarray(v) for k, v in ranked.items()}
+    return bootstrap.exact(probability, truth, mask)
 
 
 def _mean(values: np.ndarray) -> float:
