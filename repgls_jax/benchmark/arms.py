@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from repgls_jax.benchmark.conditions import NOTHING
 from repgls_jax.methods import METHODS
 
 TRIALS = 3
@@ -44,8 +43,8 @@ class Arm:
 
     method: str
     group: str
-    policy: Mapping[str, Any] = NOTHING
-    hyper: Mapping[str, float] = NOTHING
+    policy: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    hyper: Mapping[str, float] = dataclasses.field(default_factory=dict)
     refined: bool = False
     control: str = ""
     main: bool = True
@@ -101,7 +100,7 @@ _KNOWN: dict[str, Arm] = {
     "oracle": Arm("oracle", "bound"),
     "clean": Arm("clean", "bound"),
     "sharp": Arm("expert", "negative", _SHARP, main=False, note="warm-up and margin cap"),
-    "sharp_no_warmup": Arm("expert", "negative", _SHARP | _BARE, main=False, note="margin cap alone"),
+    "sharp_no_warmup": Arm("expert", "negative", {**_SHARP, **_BARE}, main=False, note="margin cap alone"),
     "sharp_no_cap": Arm("expert", "negative", {**_SHARP, "margin_cap": 1e9}, main=False, note="warm-up alone"),
     "sharp_bare": Arm("expert", "negative", {**_SHARP, **_BARE, "margin_cap": 1e9}, main=False, note="neither"),
 }

@@ -6,7 +6,6 @@ or derived from the film. The ranking of methods turns on it, and real readers l
 
 import dataclasses
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from repgls_jax.benchmark import hospital
 from repgls_jax.train import labels as labels_lib
 
 HALVES = ("independent", "image")
-NOTHING: Mapping[str, Any] = MappingProxyType({})
 # Fixed by what it does to labels and to the two bounds, before any rate was tried; see docs/benchmark.md.
 MAIN = {"reader_noise": 0.25}
 
@@ -36,8 +34,8 @@ class Condition:
     """
 
     note: str
-    phantom: Mapping[str, Any] = NOTHING
-    policy: Mapping[str, Any] = NOTHING
+    phantom: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    policy: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     shift: float = 0.0
     exact: bool = False
     n: int = 0
