@@ -49,8 +49,6 @@ CONDITIONS: dict[str, Condition] = {
     "noise_high": Condition("readers see badly", {"reader_noise": 0.4}),
     "bias_none": Condition("no reader over- or under-calls", {"reader_bias": 0.0}),
     "bias_strong": Condition("readers over- and under-call three times as much", {"reader_bias": 1.5}),
-    "calling_over": Condition("all readers over-call, by one logit", {"calling": 1.0}),
-    "calling_under": Condition("all readers under-call, by one logit", {"calling": -1.0}),
     "blanks_left_out": Condition("what is not mentioned is left out", policy={"blank": "ignore"}),
     "mention_only": Condition("absent findings are seldom denied; blanks count as negative", {"mention_only": True}),
     "mention_only_left_out": Condition(

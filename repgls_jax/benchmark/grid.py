@@ -123,10 +123,10 @@ def config_of(plan: Plan, condition: str, half: str, seed: int) -> phantom.Phant
 
 
 def make_hospital(plan: Plan, condition: str, half: str, seed: int) -> tuple[stages.Done, stages.Done]:
-    """The stages of one hospital, done unless they have been: films, and labels."""
+    """The stages of one hospital, done unless they have been: tokens, and labels."""
     config = config_of(plan, condition, half, seed)
     return (
-        prepare.films(config, plan.counts, plan.other, plan.root, SILENT),
+        prepare.tokens(config, plan.counts, plan.other, plan.root, SILENT),
         prepare.labels(config, plan.counts, plan.other, plan.root, SILENT),
     )
 
@@ -209,8 +209,8 @@ def draws(root: pathlib.Path, cell: str) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=4)
-def _films(folder: pathlib.Path) -> Mapping[str, np.ndarray]:
-    return prepare.read_films(stages.Done(folder, "", {}, 0.0, True))
+def _tokens(folder: pathlib.Path) -> Mapping[str, np.ndarray]:
+    return prepare.read_tokens(stages.Done(folder, "", {}, 0.0, True))
 
 
 @functools.lru_cache(maxsize=4)
@@ -231,7 +231,7 @@ def _train(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The figures of one run, and its arrays."""
     record, counts = conditions_lib.CONDITIONS[condition], plan.counts
-    stored = _films(done[0].folder)
+    stored = _tokens(done[0].folder)
     told, read = prepare.read_labels(done[1])
     made = conditions_lib.columns(record, told, stored["truth"], read)
     n, v = record.n or counts.train, counts.train + counts.valid

@@ -27,7 +27,7 @@ from repgls_jax.train import checkpoint, rgn, sharding
 from repgls_jax.train.journal import Journal
 
 VERSION = 1  # raised when a stage's result changes for the same inputs
-_FILMS, _LABELS = "films.npz", "labels.npz"
+_FILMS, _TOKENS, _LABELS = "films.npz", "tokens.npz", "labels.npz"
 _AT_A_TIME = 256
 
 
@@ -57,32 +57,46 @@ def elsewhere(config: ml_collections.ConfigDict, root: pathlib.Path, journal: Jo
 
 
 def inputs(config: phantom.PhantomConfig, counts: hospital.Counts, other: Elsewhere) -> dict[str, dict[str, Any]]:
-    """What the stages "films" and "labels" of a hospital depend on."""
+    """What the stages "tokens" and "labels" of a hospital depend on."""
     shared = {"version": VERSION, "counts": dataclasses.asdict(counts)}
-    films = {**shared, "films": hospital.films_of(config), "encoder": other.keys[0]}
     fields = {**dataclasses.asdict(config), "split": list(config.split)}
     return {
-        "films": films,
+        "tokens": {**_of_films(config, counts), "encoder": other.keys[0]},
         "labels": {**shared, "phantom": fields, "rgn": other.keys[1], "lexicon": _engine().version},
     }
 
 
-def films(
-    config: phantom.PhantomConfig, counts: hospital.Counts, other: Elsewhere, root: pathlib.Path, journal: Journal
-) -> Done:
-    """Films of a hospital, encoded: films.npz with index, patient [n], truth [n, c] and tokens float16 [n, l, d]."""
+def _of_films(config: phantom.PhantomConfig, counts: hospital.Counts) -> dict[str, Any]:
+    fields = {**hospital.films_of(config), "split": list(config.split)}
+    return {"version": VERSION, "counts": dataclasses.asdict(counts), "films": fields}
+
+
+def films(config: phantom.PhantomConfig, counts: hospital.Counts, root: pathlib.Path, journal: Journal) -> Done:
+    """Films of a hospital: films.npz with index, patient [n], truth [n, c] and images uint8 [n, h, w, 1]."""
 
     def work(folder: pathlib.Path) -> dict[str, Any]:
         index = hospital.studies(config, counts)
         truth, patient = hospital.truth(config, index)
-        encode = _encoder(other.encoder)
-        tokens = [
-            encode(hospital.images(config, index[at : at + _AT_A_TIME])) for at in range(0, len(index), _AT_A_TIME)
-        ]
-        _save(folder / _FILMS, index=index, patient=patient, truth=truth, tokens=np.concatenate(tokens))
+        _save(folder / _FILMS, index=index, patient=patient, truth=truth, images=hospital.images(config, index))
         return {"films": len(index), "patients": len(set(patient.tolist()))}
 
-    return stages.run(root, "films", inputs(config, counts, other)["films"], work, journal)
+    return stages.run(root, "films", _of_films(config, counts), work, journal)
+
+
+def tokens(
+    config: phantom.PhantomConfig, counts: hospital.Counts, other: Elsewhere, root: pathlib.Path, journal: Journal
+) -> Done:
+    """Films of a hospital, encoded: tokens.npz with patient [n], truth [n, c] and tokens float16 [n, l, d]."""
+    made = films(config, counts, root, journal)
+
+    def work(folder: pathlib.Path) -> dict[str, Any]:
+        stored = _load(made.folder / _FILMS)
+        encode, images = _encoder(other.encoder), stored["images"]
+        parts = [encode(images[at : at + _AT_A_TIME]) for at in range(0, len(images), _AT_A_TIME)]
+        _save(folder / _TOKENS, patient=stored["patient"], truth=stored["truth"], tokens=np.concatenate(parts))
+        return {"films": len(images)}
+
+    return stages.run(root, "tokens", inputs(config, counts, other)["tokens"], work, journal)
 
 
 def labels(
@@ -109,9 +123,9 @@ def labels(
     return stages.run(root, "labels", inputs(config, counts, other)["labels"], work, journal)
 
 
-def read_films(done: Done) -> Mapping[str, np.ndarray]:
-    """What :func:`films` left."""
-    return _load(done.folder / _FILMS)
+def read_tokens(done: Done) -> Mapping[str, np.ndarray]:
+    """What :func:`tokens` left."""
+    return _load(done.folder / _TOKENS)
 
 
 def read_labels(done: Done) -> tuple[hospital.Told, np.ndarray]:

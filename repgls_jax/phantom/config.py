@@ -34,7 +34,6 @@ class PhantomConfig:
         negations, 1 says what is believed, larger hedges more. Each reader varies around it.
       evidence: "image": beliefs follow the contrast in this very film, mimics included. "independent": they follow
         another contrast drawn for the same truth, so that given the truth they say nothing about the film.
-      calling: shift on the logit of every belief: above 0 all readers over-call, below they under-call.
       mention_only: most absent findings are left out of the report instead of being denied.
       typos: 0..1, chance of a misspelling per word.
       free_text: 0..1, share of studies whose report is one free text instead of findings and impression.
@@ -53,7 +52,6 @@ class PhantomConfig:
     hedging: float = 1.0
     evidence: str = "image"
     mention_only: bool = False
-    calling: float = 0.0
     typos: float = 0.002
     free_text: float = 0.3
     split: tuple[float, float, float] = (0.7, 0.1, 0.2)
@@ -75,7 +73,6 @@ class PhantomConfig:
             "reader_noise": (0.01 <= self.reader_noise <= 5, "0.01..5"),
             "reader_bias": (0 <= self.reader_bias <= 5, "0..5"),
             "hedging": (0 <= self.hedging <= 10, "0..10"),
-            "calling": (-5 <= self.calling <= 5, "-5..5"),
             "evidence": (self.evidence in EVIDENCE_SOURCES, f"one of {', '.join(EVIDENCE_SOURCES)}"),
             "typos": (0 <= self.typos <= 1, "0..1"),
             "free_text": (0 <= self.free_text <= 1, "0..1"),

@@ -37,8 +37,9 @@ def reader_of(config: config_lib.PhantomConfig, number: int) -> Reader:
     overall = random.standard_normal()
     own = random.standard_normal(len(population.NAMES))
     style = random.standard_normal()
-    bias = config.calling + config.reader_bias * (overall + 0.5 * own)
-    return Reader(bias, config.hedging * float(np.exp(0.25 * style)), random.random())
+    return Reader(
+        config.reader_bias * (overall + 0.5 * own), config.hedging * float(np.exp(0.25 * style)), random.random()
+    )
 
 
 @functools.lru_cache(maxsize=16)
