@@ -14,6 +14,7 @@ from repgls_jax import findings as findings_lib
 from repgls_jax.benchmark.hospital import VOCABULARY
 from repgls_jax.phantom import population
 from repgls_jax.results import bootstrap, calibration, metrics
+from repgls_jax.results import selective as selective_lib
 
 RARE = np.array([population.PREVALENCE.get(name, 1.0) <= 0.06 for name in VOCABULARY.findings])
 COVERAGES = tuple(np.round(np.arange(0.05, 1.0001, 0.05), 2).tolist())
@@ -57,10 +58,9 @@ def row(
     made["temperature"] = temperature
     for name, mask in (("plain", mentioned & ~hedged), ("hedged", hedged), ("blank", ~mentioned)):
         made[f"auroc_{name}"] = _mean(bootstrap.exact(logits, truth, mask, ("auroc",))["auroc"])
-    error = ((logits >= 0) != (truth == 1)).astype(np.float64)
-    made["risk"] = selective_risk(np.abs(logits), error).tolist()
-    made["aurc"] = area(np.abs(logits), error)
-    made["aurc_rate"] = area(-rate, error)
+    wrong = (logits >= 0) != (truth == 1)
+    made["risk"], made["aurc"] = selective(-np.abs(logits), wrong)
+    made["aurc_rate"] = selective(rate, wrong)[1]
     made["hedge_auroc"] = _mean(bootstrap.exact(rate, hedged, mentioned, ("auroc",))["auroc"])
     made["hedge_spearman"] = _spearman(rate[mentioned], np.minimum(2 * p[mentioned], 2 * (1 - p[mentioned])))
     made["auroc_findings"] = values["auroc"].tolist()
@@ -83,28 +83,13 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float:
     return float(stats.spearmanr(a, b)[0]) if ordered else float("nan")
 
 
-def _risks(confidence: np.ndarray, error: np.ndarray) -> np.ndarray:
-    """Error among the k surest entries of each finding, [n, c] for k = 1..n; ties keep the order of the studies."""
-    order = np.argsort(-confidence, axis=0, kind="stable")
-    wrong = np.cumsum(np.take_along_axis(error, order, axis=0), axis=0)
-    return wrong / np.arange(1, len(error) + 1)[:, None]
-
-
-def selective_risk(confidence: np.ndarray, error: np.ndarray) -> np.ndarray:
-    """Risk-coverage curve (El-Yaniv and Wiener, JMLR 2010): mean over findings of the error among the surest share.
+def selective(uncertainty: np.ndarray, wrong: np.ndarray) -> tuple[list[float], float]:
+    """Mean over findings of the risk at each of :data:`COVERAGES`, and of the area under the risk-coverage curve.
 
     Args:
-      confidence: [n, c], the surer the larger.
-      error: [n, c] of 0 and 1.
-
-    Returns:
-      float64 [len(COVERAGES)].
+      uncertainty: [n, c].
+      wrong: bool [n, c], calls that contradict the truth.
     """
-    risks = _risks(confidence, error)
-    at = np.maximum(np.ceil(np.array(COVERAGES) * len(risks) - 1e-9).astype(int), 1) - 1
-    return risks[at].mean(axis=1)
-
-
-def area(confidence: np.ndarray, error: np.ndarray) -> float:
-    """Area under the risk-coverage curve, the mean over all coverages k / n, and over findings."""
-    return float(_risks(confidence, error).mean())
+    curves = [selective_lib.risks(wrong[:, k], uncertainty[:, k]) for k in range(wrong.shape[1])]
+    risk = [float(np.mean([selective_lib.at(*curve, wanted) for curve in curves])) for wanted in COVERAGES]
+    return risk, float(np.mean([selective_lib.area(*curve) for curve in curves]))
