@@ -11,7 +11,7 @@ from typing import Any
 from repgls_jax.methods import METHODS
 
 TRIALS = 3
-LEARNING_RATES = (2e-3, 4e-3, 1e-3)
+LEARNING_RATES = (4e-3, 8e-3, 2e-3)
 CHEXPERT = ("u_ones", "u_zeros", "u_ignore", "u_multiclass", "u_selftrained")
 GROUPS = {
     "reference": "Plain labels",
