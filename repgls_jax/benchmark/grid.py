@@ -157,9 +157,7 @@ def run_unit(plan: Plan, unit: Unit, run: bool = True) -> list[dict[str, Any]]:
     return rows
 
 
-def _cell(
-    plan: Plan, condition: str, half: str, name: str, seed: int, trial: int, run: bool
-) -> dict[str, Any] | None:
+def _cell(plan: Plan, condition: str, half: str, name: str, seed: int, trial: int, run: bool) -> dict[str, Any] | None:
     """The row of one cell, read if it is there; None if it is not, and is not to be run."""
     arm, record = arms_lib.arms()[name], conditions_lib.CONDITIONS[condition]
     settings = arm.trials()[trial]
