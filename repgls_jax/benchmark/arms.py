@@ -59,7 +59,7 @@ class Arm:
         """The settings to choose from, :data:`TRIALS` of them; the first are the default ones.
 
         A method without hyperparameters of its own has its budget for learning rates; one with some tries the next
-        value of each, in the order of their grids, at the first learning rate.
+        value in the grid of its first one, at the first learning rate.
         """
         own = {name: p for name, p in METHODS[self.method].hyper.items() if name not in self.hyper}
         start = {name: p.default for name, p in METHODS[self.method].hyper.items()} | dict(self.hyper)
@@ -67,8 +67,8 @@ class Arm:
         faster = {**first, "learning_rate": LEARNING_RATES[1]}
         if not own:
             return [first, faster, {**first, "learning_rate": LEARNING_RATES[2]}]
-        others = {name: next((v for v in p.grid if v != p.default), p.default) for name, p in own.items()}
-        return [first, faster, {**first, **others}]
+        name, parameter = next(iter(own.items()))
+        return [first, faster, {**first, name: next(v for v in parameter.grid if v != parameter.default)}]
 
 
 def _constant(rate: float) -> Arm:
@@ -78,42 +78,42 @@ def _constant(rate: float) -> Arm:
 _SHARP: Mapping[str, Any] = {"rho": 0.5}
 _BARE: Mapping[str, Any] = {"warmup": 0.0, "ramp": 0.0}
 
+# In the order in which they are run: what the claims rest on first.
 _KNOWN: dict[str, Arm] = {
-    "bce_mentions": Arm("hard", "reference", {"blank": "ignore"}, note="cross entropy on what is mentioned"),
     "hard": Arm("hard", "reference"),
     "u_ones": Arm("u_ones", "chexpert"),
     "u_zeros": Arm("u_zeros", "chexpert"),
     "u_ignore": Arm("u_ignore", "chexpert"),
-    "u_multiclass": Arm("u_multiclass", "chexpert"),
-    "u_selftrained": Arm("u_selftrained", "chexpert"),
     "lsr_ones": Arm("lsr_ones", "chexpert"),
     "lsr_zeros": Arm("lsr_zeros", "chexpert"),
-    "constant_+.2": _constant(0.2),
-    "constant_+.4": _constant(0.4),
-    "constant_-.2": _constant(-0.2),
-    "constant_-.4": _constant(-0.4),
-    "expert": Arm("expert", "rates", control="permuted"),
-    "rgn": Arm("rgn", "rates", control="rgn_permuted"),
-    "rgn_refined": Arm("rgn", "rates", refined=True, control="rgn_permuted", note="RGN rates, refined on 200 studies"),
-    "permuted": Arm("permuted", "control"),
-    "rgn_permuted": Arm("rgn_permuted", "control"),
-    "oracle": Arm("oracle", "bound"),
     "clean": Arm("clean", "bound"),
+    "expert": Arm("expert", "rates", control="permuted"),
+    "permuted": Arm("permuted", "control"),
+    "rgn": Arm("rgn", "rates", control="rgn_permuted"),
+    "rgn_permuted": Arm("rgn_permuted", "control"),
+    "u_multiclass": Arm("u_multiclass", "chexpert"),
+    "u_selftrained": Arm("u_selftrained", "chexpert"),
+    "report_likelihood": Arm("report_likelihood", "likelihood"),
+    "fitted": Arm("fitted", "likelihood"),
+    "bridge": Arm("bridge", "likelihood"),
+    "oracle": Arm("oracle", "bound"),
+    "mentions": Arm("mentions", "reference"),
+    "constant_+.2": _constant(0.2),
+    "constant_-.2": _constant(-0.2),
+    "constant_+.4": _constant(0.4),
+    "constant_-.4": _constant(-0.4),
+    "rgn_refined": Arm("rgn", "rates", refined=True, control="rgn_permuted", note="RGN rates, refined on 200 studies"),
     "sharp": Arm("expert", "negative", _SHARP, main=False, note="warm-up and margin cap"),
     "sharp_no_warmup": Arm("expert", "negative", {**_SHARP, **_BARE}, main=False, note="margin cap alone"),
     "sharp_no_cap": Arm("expert", "negative", {**_SHARP, "margin_cap": 1e9}, main=False, note="warm-up alone"),
     "sharp_bare": Arm("expert", "negative", {**_SHARP, **_BARE, "margin_cap": 1e9}, main=False, note="neither"),
 }
 
-# Methods that no arm above names, by what they are.
-_GROUP_OF = {"likelihood": "likelihood", "report_likelihood": "likelihood", "likelihood_fitted": "likelihood"}
-
 
 def arms() -> dict[str, Arm]:
-    """Name -> arm. Every method has one: those without an entry of their own run under their name."""
+    """Name -> arm. Every method has one: those without an entry of their own learn from noisy labels."""
     named = {arm.method for arm in _KNOWN.values()}
-    rest = {name: Arm(name, _GROUP_OF.get(name, "noise")) for name in METHODS if name not in named}
-    return {name: arm for name, arm in {**_KNOWN, **rest}.items() if arm.method in METHODS}
+    return {**_KNOWN, **{name: Arm(name, "noise") for name in METHODS if name not in named}}
 
 
 # What further conditions are tried on.

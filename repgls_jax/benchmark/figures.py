@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import figure
 
 from repgls_jax.benchmark import arms as arms_lib
-from repgls_jax.benchmark import scores, tables, verdict
+from repgls_jax.benchmark import scores, tables
 
 _COLOURS = ("#0a6c74", "#c8571b", "#6a51a3", "#2f7d32", "#b03a6f", "#4d5a66", "#8a5a00", "#1f77b4", "#7f7f7f")
 _SHOWN = ("hard", "u_ones", "u_ignore", "permuted", "expert", "rgn", "clean")  # in curves
@@ -41,10 +41,9 @@ def forest(rows: tables.Rows, halves: Sequence[str]) -> str:
     made, axes = _figure(10, 1.2 + 0.2 * len(names), len(halves))
     groups = list(arms_lib.GROUPS)
     for ax, half, found in zip(axes, halves, founds, strict=True):
-        area = tables.values(found, "auroc")
         for y, arm in enumerate(names):
-            if arm in area and "hard" in area and len(area[arm]) == len(area["hard"]):
-                d = verdict.difference(area, {}, arm, "hard")
+            if {arm, "hard"} <= set(found):
+                d = tables.paired(found, "auroc", arm, "hard")
                 colour = _COLOURS[groups.index(arms_lib.arms()[arm].group) % len(_COLOURS)]
                 ax.plot(d.seeds, (y, y), color=colour, lw=1.5)
                 ax.plot([d.value], [y], "o", color=colour, ms=4)
@@ -97,10 +96,10 @@ def conditions(rows: tables.Rows, halves: Sequence[str], names: Sequence[str]) -
     made, axes = _figure(10, 1.2 + 0.25 * len(names), len(halves))
     for ax, half in zip(axes, halves, strict=True):
         for y, name in enumerate(reversed(names)):
-            area = tables.values(tables.of(rows, name, half), "auroc")
+            found = tables.of(rows, name, half)
             for k, other in enumerate(("hard", "permuted")):
-                if {"expert", other} <= set(area) and len(area["expert"]) == len(area[other]):
-                    each = np.subtract(area["expert"], area[other])
+                if {"expert", other} <= set(found):
+                    each = np.array(tables.paired(found, "auroc", "expert", other).each)
                     at = y + 0.12 - 0.24 * k
                     ax.plot((each.min(), each.max()), (at, at), color=_COLOURS[k], lw=1.2)
                     ax.plot([each.mean()], [at], "o", color=_COLOURS[k], ms=4, label=other if y == 0 else None)

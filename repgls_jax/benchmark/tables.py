@@ -76,7 +76,7 @@ def claims(rows: Rows, half: str, load: Load) -> dict[str, Any]:
       metric -> {"differences": [...], "recovered": [...]}, of :mod:`repgls_jax.benchmark.verdict`.
     """
     found = complete(of(rows, "main", half))
-    controls = {name: arm.control for name, arm in arms_lib.arms().items() if arm.control}
+    controls = {name: arm.control for name, arm in arms_lib.arms().items() if arm.group in ("rates", "likelihood")}
     concerned = {*controls, *controls.values(), *FIXED, "clean"}
     made = {}
     for metric in ("auroc", "rare_auroc"):
@@ -98,6 +98,13 @@ def cell(each: Sequence[float], digits: int, spread: bool = False) -> str:
     return f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
+def paired(found: Mapping[str, Rows], metric: str, first: str, second: str) -> verdict.Difference:
+    """The difference of two arms on the seeds that both have been run on."""
+    shared = {row["seed"] for row in found[first]} & {row["seed"] for row in found[second]}
+    kept = {arm: [row for row in found[arm] if row["seed"] in shared] for arm in (first, second)}
+    return verdict.difference(values(kept, metric), {}, first, second)
+
+
 def signed(d: verdict.Difference) -> str:
     """A difference as text: value and interval over seeds."""
     return f"{d.value:+.4f} [{d.seeds[0]:+.4f}, {d.seeds[1]:+.4f}]"
@@ -115,14 +122,13 @@ def main(rows: Rows, half: str, metrics: Sequence[str], baseline: str = "") -> l
     found = {a: r for a, r in of(rows, "main", half).items() if arms_lib.arms()[a].main}
     area = values(found, "auroc")
     order = sorted(found, key=lambda arm: -float(np.mean(area[arm])))
-    head = ["arm", *(METRICS[m][0] for m in metrics)]
+    head = ["arm", "seeds", *(METRICS[m][0] for m in metrics)]
     table = [head + ([f"AUROC less {baseline}"] if baseline in found else [])]
     columns = {m: values(found, m) for m in metrics}
     for arm in order:
-        line = [f"`{arm}`", *(cell(columns[m][arm], METRICS[m][1], m in ("auroc", "rare_auroc")) for m in metrics)]
+        line = [f"`{arm}`", str(len(found[arm])), *(cell(columns[m][arm], METRICS[m][1], m in ("auroc", "rare_auroc")) for m in metrics)]
         if baseline in found:
-            same = len(area[arm]) == len(area[baseline])
-            line.append(signed(verdict.difference(area, {}, arm, baseline)) if same else "")
+            line.append(signed(paired(found, "auroc", arm, baseline)))
         table.append(line)
     return table
 
@@ -156,8 +162,7 @@ def conditions(rows: Rows, half: str, names: Sequence[str]) -> list[list[str]]:
         area = values(found, "auroc")
         line = [name, *(cell(area[arm], 4) if arm in area else "" for arm in arms)]
         for other in ("hard", "permuted"):
-            both = {"expert", other} <= set(area) and len(area["expert"]) == len(area[other])
-            line.append(signed(verdict.difference(area, {}, "expert", other)) if both else "")
+            line.append(signed(paired(found, "auroc", "expert", other)) if {"expert", other} <= set(found) else "")
         table.append(line)
     return table if len(table) > 1 else []
 

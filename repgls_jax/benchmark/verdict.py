@@ -124,12 +124,12 @@ def claims(
     Args:
       values: AUROC of every arm and seed.
       draws: see :func:`difference`.
-      controls: arm with rates -> the arm with the same rates shuffled.
+      controls: arm that the claims are about -> the arm with the same rates shuffled, "" where there is none.
       fixed: fixed policies, hard labels among them.
 
     Returns:
-      Differences of each arm with rates to its control and to every fixed policy, and what each recovers of the way
-      from the best of those to clean labels.
+      Differences of each arm to its control and to every fixed policy, and what each recovers of the way from the best
+      of those to clean labels.
     """
     known = {arm: control for arm, control in controls.items() if arm in values}
     differences = [
