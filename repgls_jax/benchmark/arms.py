@@ -98,10 +98,10 @@ _KNOWN: dict[str, Arm] = {
     "bridge": Arm("bridge", "likelihood"),
     "oracle": Arm("oracle", "bound"),
     "mentions": Arm("mentions", "reference"),
-    "constant_+.2": _constant(0.2),
-    "constant_-.2": _constant(-0.2),
-    "constant_+.4": _constant(0.4),
-    "constant_-.4": _constant(-0.4),
+    "smooth_.2": _constant(0.2),
+    "sharpen_.2": _constant(-0.2),
+    "smooth_.4": _constant(0.4),
+    "sharpen_.4": _constant(-0.4),
     "rgn_refined": Arm("rgn", "rates", refined=True, control="rgn_permuted", note="RGN rates, refined on 200 studies"),
     "sharp": Arm("expert", "negative", _SHARP, main=False, note="warm-up and margin cap"),
     "sharp_no_warmup": Arm("expert", "negative", {**_SHARP, **_BARE}, main=False, note="margin cap alone"),
@@ -117,4 +117,4 @@ def arms() -> dict[str, Arm]:
 
 
 # What further conditions are tried on.
-SHORT = ("hard", "u_ones", "u_ignore", "constant_+.2", "expert", "permuted", "rgn", "clean")
+SHORT = ("hard", "u_ones", "u_ignore", "smooth_.2", "expert", "permuted", "rgn", "clean")

@@ -30,7 +30,7 @@ from repgls_jax.policies import PolicyConfig
 from repgls_jax.results import bootstrap
 from repgls_jax.train.journal import Journal, duration, finite
 
-VERSION = 1  # raised when a cell's result changes for the same inputs
+VERSION = 2  # raised when a cell's result changes for the same inputs
 SILENT = Journal(None, None)
 
 
@@ -63,7 +63,7 @@ class Plan:
     def __post_init__(self) -> None:
         if self.tuning in self.seeds or len(set(self.seeds)) != len(self.seeds) or not self.seeds:
             raise ValueError(
-                f"seeds {self.seeds}, tuning seed {self.tuning}: expected different seeds, the tuning seed not among them"
+                f"seeds {self.seeds}, tuning seed {self.tuning}: expected different ones, without the tuning seed"
             )
 
 
@@ -193,7 +193,7 @@ def _cell(plan: Plan, condition: str, half: str, name: str, seed: int, trial: in
 def _write(where: pathlib.Path, row: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Both files, each whole or not at all, the row last."""
     with where.with_suffix(".npz.partial").open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # the stub takes the names for allow_pickle
     where.with_suffix(".npz.partial").replace(where.with_suffix(".npz"))
     partial = where.with_suffix(".json.partial")
     partial.write_text(json.dumps(finite(row)))
@@ -306,7 +306,8 @@ def run(plan: Plan, todo: list[Unit], workers: int, journal: Journal) -> list[di
     with futures.ProcessPoolExecutor(workers, context, begin, (str(plan.root),)) as pool:
         places = {pool.submit(make_hospital, plan, *place): place for place in hospitals(plan, todo)}
         waiting = {pool.submit(run_unit, plan, unit): unit for unit in todo}
-        for one in futures.as_completed({**places, **waiting}):
+        everything: list[futures.Future[Any]] = [*places, *waiting]
+        for one in futures.as_completed(everything):
             one.result()  # raises what the worker raised; what is done stays
             if one in places:
                 journal.say(f"hospital {' '.join(map(str, places[one]))} is there")

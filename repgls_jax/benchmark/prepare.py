@@ -188,7 +188,7 @@ def _rgn(folder: pathlib.Path) -> Any:
 
 def _save(path: pathlib.Path, **arrays: np.ndarray) -> None:
     with path.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # the stub takes the names for allow_pickle
 
 
 def _load(path: pathlib.Path) -> dict[str, np.ndarray]:

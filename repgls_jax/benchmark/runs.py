@@ -82,7 +82,7 @@ class Outcome(NamedTuple):
       logits: float32 [t, c] of the test studies.
       rate: float32 [t, c] in (-1, 1), the second head's.
       valid_logits: float32 [v, c].
-      curve: float64 [epochs], mean AUROC against the noisy validation labels.
+      curve: float64 [epochs], AUROC against the noisy validation labels, the mean over findings weighted by positives.
       loss: float64 [epochs], mean training loss of each epoch.
       params: of the first network, at the best epoch.
     """
@@ -129,7 +129,7 @@ class Trainer:
             state, values = jax.lax.scan(one, state, order)
             return state, values.mean()
 
-        def start(params: Params, peer: Params, labels: Any, settings: Settings, seed: Array) -> TrainState:
+        def start(params: Params, peer: Params, labels: Any, settings: Settings, seed: Any) -> TrainState:
             memory = methods.start(config, {**methods.values(config), **_own(settings)}, labels)
             return create(params, transform(settings), seed, memory=memory, peer=peer)
 
@@ -163,19 +163,20 @@ class Trainer:
             state = self._revised(state, data, values, number, logits)
         logits, rate = _predict(model, best, data.test_tokens)
         valid, _ = _predict(model, best, data.valid_tokens)
-        arrays = (np.asarray(x) for x in (logits, rate, valid))
-        return Outcome(*arrays, np.array(curve), np.array(losses), best)
+        told, head, held_out = (np.asarray(x) for x in (logits, rate, valid))
+        return Outcome(told, head, held_out, np.array(curve), np.array(losses), best)
 
     def _revised(self, state: TrainState, data: Data, settings: Settings, number: int, valid: Array) -> TrainState:
         """The state after the method's hook, where one of its moments was in this epoch: it waits for the end of it."""
         hook, per_epoch = self._method.hook, self._steps // self._schedule.epochs
         if hook is None or not any(number < step / per_epoch <= number + 1 for step in hook.steps(self._steps)):
             return state
-        hyper = {**methods.values(self._config), **_own(settings)}
+        assert state.memory is not None  # what a hook works on
+        hyper: methods.Hyper = {**methods.values(self._config), **_own(settings)}
         train, _ = _predict(self.model, state.params, data.tokens)
-        seen = (methods.view(self._config, hyper, data.labels, train),)
-        seen += (methods.view(self._config, hyper, data.valid_columns, valid),)
-        return state.replace(memory=hook.apply(state.memory, *seen, hyper))
+        seen = methods.view(self._config, hyper, data.labels, train)
+        held_out = methods.view(self._config, hyper, data.valid_columns, valid)
+        return state.replace(memory=hook.apply(state.memory, seen, held_out, hyper))
 
 
 def _own(settings: Settings) -> dict[str, Array]:
@@ -189,8 +190,13 @@ def _init(model: luvit.LUViT, key: Array, tokens: Array) -> Params:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _validate(model: luvit.LUViT, params: Params, tokens: Array, labels: Array, mask: Array) -> tuple[Array, Array]:
-    logits = model.apply({"params": params}, tokens)["logits"]
-    return logits, metrics.mean_auroc(logits, labels, mask)
+    out: Any = model.apply({"params": params}, tokens)
+    logits = out["logits"]
+    area = metrics.measure(logits, labels, mask, names=("auroc",))["auroc"]
+    # By the number of positives: the variance of an AUROC goes with its inverse, and in a plain mean over findings the
+    # few noisy positives of the rarest choose the epoch.
+    weight = jnp.where(jnp.isfinite(area), (labels * mask).sum(0), 0)
+    return logits, jnp.sum(jnp.where(weight > 0, area, 0) * weight) / weight.sum()
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -126,7 +126,11 @@ def main(rows: Rows, half: str, metrics: Sequence[str], baseline: str = "") -> l
     table = [head + ([f"AUROC less {baseline}"] if baseline in found else [])]
     columns = {m: values(found, m) for m in metrics}
     for arm in order:
-        line = [f"`{arm}`", str(len(found[arm])), *(cell(columns[m][arm], METRICS[m][1], m in ("auroc", "rare_auroc")) for m in metrics)]
+        line = [
+            f"`{arm}`",
+            str(len(found[arm])),
+            *(cell(columns[m][arm], METRICS[m][1], m in ("auroc", "rare_auroc")) for m in metrics),
+        ]
         if baseline in found:
             line.append(signed(paired(found, "auroc", arm, baseline)))
         table.append(line)
