@@ -95,6 +95,7 @@ _KNOWN: dict[str, Arm] = {
     "u_selftrained": Arm("u_selftrained", "chexpert"),
     "report_likelihood": Arm("report_likelihood", "likelihood"),
     "fitted": Arm("fitted", "likelihood"),
+    "relearned": Arm("relearned", "likelihood"),
     "bridge": Arm("bridge", "likelihood"),
     "oracle": Arm("oracle", "bound"),
     "mentions": Arm("mentions", "reference"),
