@@ -116,9 +116,13 @@ def make(desk: Desk, limit: int = LIMIT) -> ASGIApp:
         drawn = await run_in_threadpool(desk.overlay, at["token"], at["network"], at["method"], finding)
         return Response(drawn, media_type="image/png")
 
+    async def icon(request: Request) -> Response:
+        return Response(status_code=204)  # browsers ask for one in any case
+
     app = Starlette(
         routes=[
             Route("/", page),
+            Route("/favicon.ico", icon),
             Route("/about", about),
             Route("/film", film, methods=["POST"]),
             Route("/set/{split}", listed),
