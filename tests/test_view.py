@@ -29,9 +29,9 @@ BASE = "http://localhost:8000"
 LIMIT = 2**20
 
 
-def reader(name, **options):
+def reader(name, methods=("attention",), **options):
     network = looking.network(**options)
-    explainer = scoring.Explainer.of(network.model, network.params, ("grad_cam", "attention"), batch_size=1)
+    explainer = scoring.Explainer.of(network.model, network.params, methods, batch_size=1)
     return Reader(name, network, explainer)
 
 
@@ -42,7 +42,10 @@ def build(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def app(build):
-    return server.make(Desk([reader("first"), reader("second", vocabulary=findings.NIH, seed=1)], build), LIMIT)
+    return server.make(
+        Desk([reader("first", ("grad_cam", "attention")), reader("second", vocabulary=findings.NIH, seed=1)], build),
+        LIMIT,
+    )
 
 
 @pytest.fixture
@@ -92,7 +95,7 @@ def test_a_dropped_film_is_what_the_network_says_of_it(client, tmp_path):
     assert (bare[..., 0] == bare[..., 2]).all()
     tinted = picture(client.get(f"/overlay/{said['token']}/0/attention.png?finding=Edema"))
     assert tinted.shape == bare.shape and (tinted != bare).any()
-    picture(client.get(f"/overlay/{said['token']}/1/grad_cam.png?finding=Hernia"))
+    picture(client.get(f"/overlay/{said['token']}/1/attention.png?finding=Hernia"))
     for path in ("0/lime.png?finding=Edema", "0/film.png?finding=Hernia", "2/film.png?finding=Edema", "0/film.png"):
         assert client.get(f"/overlay/{said['token']}/{path}").status_code == 404
     assert client.get("/overlay/another/0/film.png?finding=Edema").status_code == 404
