@@ -194,6 +194,7 @@ def test_every_method_has_a_title_and_unknown_ones_are_refused():
         with pytest.raises(ValueError, match="with blocks"):
             maps.parse(method)
     assert maps.title("grad_cam@1") == "Grad-CAM, behind 1 block"
+    assert maps.title("hires_cam@0") == "HiResCAM, before the blocks"
     assert [observe.passed(model, k) for k in (0, -1, -2, -3)] == [0, 2, 1, 0]
 
 

@@ -98,7 +98,9 @@ def parse(method: str) -> tuple[str, int]:
 def title(method: str) -> str:
     """A method as people read it."""
     name, blocks = parse(method)
-    return TITLES[name] + (f", behind {blocks} block{'' if blocks == 1 else 's'}" if "@" in method else "")
+    if "@" not in method:
+        return TITLES[name]
+    return f"{TITLES[name]}, {f'behind {blocks}' if blocks else 'before the'} block{'' if blocks == 1 else 's'}"
 
 
 def require(methods: Sequence[str]) -> tuple[str, ...]:
