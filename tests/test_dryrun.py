@@ -119,6 +119,7 @@ def test_a_sum_over_slices_may_gather():
     step = dataclasses.replace(measured(1), collectives=(gather, between))
     assert measure.faults(step, "dp", None) == []
     assert len(measure.faults(dataclasses.replace(step, collectives=(gather,)), "dp", None)) == 1
+    assert measure.faults(dataclasses.replace(step, collectives=(gather,)), "dp", None, gathers=True) == []
     assert len(measure.faults(dataclasses.replace(step, collectives=(gather, between, exchange)), "dp", None)) == 1
 
 

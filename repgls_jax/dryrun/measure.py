@@ -124,15 +124,26 @@ def _does_not_fit(message: str) -> DoesNotFitError:
     return DoesNotFitError(size, next(line for line in message.splitlines() if "RESOURCE_EXHAUSTED" in line))
 
 
-def faults(measured: Measured, preset: str, hbm_bytes: int | None) -> list[str]:
-    """What is wrong with a compiled step: it does not fit, or holds a collective that its preset should not have."""
+# How a compiler may bring together the few numbers of a batch that a method remembers or compares.
+GATHERING = frozenset({"all-gather", "all-to-all", "collective-permute"})
+
+
+def faults(measured: Measured, preset: str, hbm_bytes: int | None, gathers: bool = False) -> list[str]:
+    """What is wrong with a compiled step: it does not fit, or holds a collective that its preset should not have.
+
+    Args:
+      measured: the step.
+      preset: of the mesh.
+      hbm_bytes: of a chip; None where it is not known.
+      gathers: whether the method exchanges rows of the batch, see :class:`repgls_jax.methods.Method`.
+    """
     problems = []
     if hbm_bytes is not None and measured.memory.peak > hbm_bytes:
         problems.append(
             f"{measured.name} needs {measured.memory.peak:,} bytes on a chip that has {hbm_bytes:,}: lower the batch, "
             "raise accumulate, set remat=full or choose a preset that splits the state"
         )
-    allowed = sharding.PRESETS[preset].collectives
+    allowed = sharding.PRESETS[preset].collectives | (GATHERING if gathers else frozenset())
     if any(collectives.SLICES in one.axes for one in measured.collectives):
         # The compiler adds over slices in three parts: scatter the sum within, exchange the parts between, gather them.
         allowed |= {"reduce-scatter", "all-gather"}

@@ -7,6 +7,7 @@ from typing import Any
 
 import ml_collections
 
+from repgls_jax import methods
 from repgls_jax.dryrun import flops, measure, program, roofline
 from repgls_jax.dryrun.target import Target
 
@@ -109,7 +110,8 @@ def _add(
         result[name]["memory"] |= {"available": chip.hbm_bytes, "share": step.memory.peak / chip.hbm_bytes}
         times = roofline.estimate(chip, executed, useful, step.moved, step.collectives, images)
         result[name]["estimate"] = _estimate(times, step.cycles / chip.clock if chip.clock else 0.0)
-    result["faults"] += measure.faults(step, result["preset"], chip.hbm_bytes if chip else None)
+    gathers = name == "train" and methods.METHODS[made.config.policy.name].gathers
+    result["faults"] += measure.faults(step, result["preset"], chip.hbm_bytes if chip else None, gathers)
 
 
 def _estimate(times: roofline.Roofline, scheduled: float) -> dict[str, Any]:

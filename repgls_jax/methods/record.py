@@ -160,6 +160,11 @@ class Method:
         return self.policy.needs
 
     @property
+    def gathers(self) -> bool:
+        """Whether devices exchange rows of the batch in a step: to remember them all, or to compare examples."""
+        return self.update is not None or self.exchange is not None
+
+    @property
     def networks(self) -> int:
         """How many networks are trained."""
         return 1 if self.exchange is None else 2
