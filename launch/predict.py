@@ -4,8 +4,10 @@
     python launch/predict.py --model=runs/luvit-0123456789ab FOLDER --output=predictions.parquet --overlays=DIR
 
 The model is the folder of a run, of its checkpoints, or of an export. Films are PNG, JPEG or DICOM files, or folders of
-them. The output is CSV, JSON or Parquet by its ending. Files that cannot be used are told of and skipped, and end the
-program with 3; broken off (130), what was done is in OUTPUT.partial. Not a medical device.
+them. The output is CSV, JSON or Parquet by its ending. Files that cannot be used are skipped, listed in
+OUTPUT.skipped.csv, and end the program with 3; broken off (130), what was done is in OUTPUT.partial.
+
+Not a medical device.
 """
 
 import pathlib

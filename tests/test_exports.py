@@ -87,12 +87,18 @@ def test_an_export_that_differs_is_not_left(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("formats", "error", "message"),
     [
-        (["onyx"], ValueError, "formats onyx; expected some of native, huggingface, stablehlo"),
+        (["onyx"], ValueError, "formats onyx; expected some of native, huggingface, stablehlo, onnx"),
         ([], ValueError, "formats is empty"),
+        (
+            ["native", "onnx"],
+            ValueError,
+            "onnx cannot be made: REPGLS_ONNX_PYTHON names no.*install jax2onnx",
+        ),
         (["native", "huggingface"], ValueError, "huggingface cannot be made"),
     ],
 )
-def test_formats_that_cannot_be_made_end_it_before_anything_is_written(run, tmp_path, formats, error, message):
+def test_formats_that_cannot_be_made_leave_nothing(run, tmp_path, monkeypatch, formats, error, message):
+    monkeypatch.delenv("REPGLS_ONNX_PYTHON", raising=False)
     with pytest.raises(error, match=message):
         job.run(run, tmp_path / "out", formats, SILENT)
     assert not list(tmp_path.iterdir())

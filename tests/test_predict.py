@@ -110,6 +110,9 @@ def test_the_tables_say_what_the_model_says(exported, films, tmp_path):
             assert np.float32(theirs["probability"]) == np.float32(ours["probability"])
             assert np.float32(theirs["rate"]) == np.float32(ours["rate"]) and theirs["warning"] == ours["warning"]
             assert theirs["call"] == {None: "", True: "1", False: "0"}[ours["call"]]
+    skipped = list(csv.DictReader((tmp_path / "out.csv.skipped.csv").read_text().splitlines()))
+    assert [row["file"] for row in skipped] == [str(films / name) for name in ("broken.png", "text.dcm")]
+    assert all(row["reason"].startswith("not a readable PNG") for row in skipped)
     told = json.loads((tmp_path / "out.json").read_text())
     flat = [(f["file"], n, v["call"]) for f in told["films"] for n, v in f["findings"].items()]
     assert flat == [(row["file"], row["finding"], row["call"]) for row in rows]

@@ -81,7 +81,7 @@ def compare(
     return {"max_difference": worst, "tolerance": tolerance, "batches": list(batches), "inputs": told}
 
 
-def versions(names: Sequence[str]) -> dict[str, str]:
+def versions(names: Sequence[str], python: str = sys.executable) -> dict[str, str]:
     """The versions that a fresh process finds of packages; those that are not installed are left out.
 
     A process of its own: importing torch beside JAX costs memory that the export needs.
@@ -91,7 +91,7 @@ def versions(names: Sequence[str]) -> dict[str, str]:
         "for name in sys.argv[1:]:\n    try:\n        found[name] = m.version(name)\n"
         "    except m.PackageNotFoundError:\n        pass\nprint(json.dumps(found))"
     )
-    done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=True)
+    done = subprocess.run([python, "-c", code, *names], capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
 

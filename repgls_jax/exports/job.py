@@ -5,6 +5,7 @@ OUTPUT/manifest.json   the comparisons, versions, and the hash of every other fi
 OUTPUT/native/         see :mod:`repgls_jax.exports.native`
 OUTPUT/huggingface/    see :mod:`repgls_jax.exports.huggingface`
 OUTPUT/stablehlo/      see :mod:`repgls_jax.exports.stablehlo`
+OUTPUT/onnx/           see :mod:`repgls_jax.exports.onnx`
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ import jax
 import numpy as np
 
 from repgls_jax import __version__, policies, trained
-from repgls_jax.exports import card, compare, files, huggingface, native, stablehlo
+from repgls_jax.exports import card, compare, files, huggingface, native, onnx, stablehlo
 from repgls_jax.exports.facts import Facts, gather
 from repgls_jax.models import luvit, vit
 from repgls_jax.train import checkpoint, sharding
@@ -41,6 +42,7 @@ class Format:
       write: (folder, model, facts) writes it.
       compare: (folder, model, images) -> the comparison.
       versions: packages that read it.
+      python: that has them.
     """
 
     holds: str
@@ -48,6 +50,7 @@ class Format:
     write: Callable[[pathlib.Path, trained.Trained, dict[str, Any]], None]
     compare: Callable[[pathlib.Path, trained.Trained, np.ndarray], dict[str, Any]]
     versions: tuple[str, ...] = _VERSIONS
+    python: Callable[[], str] = lambda: sys.executable
 
 
 def _outputs(model: trained.Trained, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -92,6 +95,16 @@ def _write_huggingface(folder: pathlib.Path, model: trained.Trained, parts: dict
         f'```python\nimport transformers\n\nencoder = transformers.{name}.from_pretrained("THIS_FOLDER")\n```\n\n'
         "`load.py` shows which pixels it takes. To train on it here: `--config.model.pretrained=THIS_FOLDER`.\n"
     )
+
+
+def _write_onnx(folder: pathlib.Path, model: trained.Trained, parts: dict[str, Any]) -> None:
+    onnx.write(folder, jax.device_get(model.params), parts)
+    _loader(folder, "onnx")
+
+
+def _compare_onnx(folder: pathlib.Path, model: trained.Trained, images: np.ndarray) -> dict[str, Any]:
+    command = [onnx.interpreter(), "-P", str(folder / "load.py")]
+    return compare.compare(command, _outputs(model, images), images, (1, compare.FILMS))
 
 
 def _why_not_huggingface(model: trained.Trained) -> str:
@@ -140,6 +153,14 @@ FORMATS: dict[str, Format] = {
         _write_stablehlo,
         _by_loader(_outputs, (1, compare.FILMS)),  # any number of films
         ("jax", "jaxlib", "numpy"),
+    ),
+    "onnx": Format(
+        "the whole model for onnxruntime",
+        lambda model: onnx.why_not(),
+        _write_onnx,
+        _compare_onnx,
+        ("jax2onnx", "onnxruntime", "numpy"),
+        onnx.interpreter,
     ),
 }
 
@@ -209,7 +230,7 @@ def _make(
         (folder / name).mkdir()
         FORMATS[name].write(folder / name, model, parts)
         compared[name] = FORMATS[name].compare(folder / name, model, images)
-        compared[name]["versions"] = compare.versions(FORMATS[name].versions)
+        compared[name]["versions"] = compare.versions(FORMATS[name].versions, FORMATS[name].python())
         shutil.rmtree(folder / name / "__pycache__", ignore_errors=True)
         worst = max(compared[name]["max_difference"].values())
         journal.say(f"  {name}: read again in a process of its own, largest difference {worst:.1e}")

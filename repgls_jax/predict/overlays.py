@@ -13,6 +13,7 @@ from repgls_jax.saliency import maps, overlays, scoring
 
 METHOD = "grad_cam"
 _SIDE = 256  # pixels of a picture
+_FILMS = 16  # at a time: a map takes a backward pass for each finding
 _MOST = 5  # findings of a film, the likeliest for their threshold first
 _HALF = 0.5  # a finding without a threshold is drawn from here on
 _NAME = 60  # characters of a file's name that are kept
@@ -21,7 +22,7 @@ _NAME = 60  # characters of a file's name that are kept
 class Overlays:
     """Draws into a folder."""
 
-    def __init__(self, folder: pathlib.Path, model: trained.Trained, frame: Frame, batch_size: int):
+    def __init__(self, folder: pathlib.Path, model: trained.Trained, frame: Frame):
         """Makes the folder.
 
         Raises:
@@ -31,7 +32,7 @@ class Overlays:
             raise ValueError(f"{folder} is not empty; name another folder for the overlays")
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._frame = folder, frame
-        self._explainer = scoring.Explainer.of(model.model, model.params, (METHOD,), batch_size=batch_size)
+        self._explainer = scoring.Explainer.of(model.model, model.params, (METHOD,), batch_size=_FILMS)
         self._drawn = 0
 
     def draw(self, films: Sequence[Film], images: np.ndarray, probability: np.ndarray) -> None:

@@ -76,7 +76,8 @@ def run(
     Args:
       model: from :func:`load`.
       paths: files, from :func:`repgls_jax.predict.inputs.find`.
-      output: file to write; replaced when all is done. Broken off, what was done is in OUTPUT.partial.
+      output: file to write; replaced when all is done. Broken off, what was done is in OUTPUT.partial. Files that could
+        not be used are listed in OUTPUT.skipped.csv, which is only there if there are any.
       frame: from :func:`frame_of`.
       say: told of progress, of files that are skipped and of odd films.
       overlays: folder for pictures; None for none.
@@ -95,11 +96,12 @@ def run(
             raise ValueError(
                 f"{model.where} holds no weights to draw overlays by; name a run, or the export's native part"
             )
-        drawer = Overlays(overlays, model, frame, batch_size)
+        drawer = Overlays(overlays, model, frame)
     if model.reference is None:
         say("the model does not tell how its training films look (an export of launch/export.py does): none is checked")
     read = inputs.reader(model.input, model.preprocessing, model.reference)
     counts = {"films": 0, "skipped": 0, "warned": 0}
+    skipped: list[tuple[str, str]] = []
     partial = output.with_name(output.name + ".partial")
     began = told = time.monotonic()
     writer = make(partial, frame)
@@ -107,6 +109,7 @@ def run(
         for batch in inputs.batches(paths, read, batch_size):
             good = [film for film in batch if film.image is not None]
             _tell(batch, counts, say)
+            skipped += [(_text(film.path), film.said) for film in batch if film.image is None]
             if good:
                 images = np.stack([film.image for film in batch if film.image is not None])
                 probability, rate = predict(model, images, batch_size)
@@ -123,6 +126,7 @@ def run(
                 say(_progress(done, len(paths), told - began))
     finally:
         writer.close()
+        tables.write_skipped(output.with_name(output.name + tables.SKIPPED), skipped)
     partial.replace(output)
     return counts
 

@@ -35,6 +35,9 @@ SCHEMA = pa.schema(
 )
 
 
+SKIPPED = ".skipped.csv"  # after the table's own name
+
+
 class Row(NamedTuple):
     """Of one film: ``probability`` and ``rate`` float32 [c]."""
 
@@ -147,6 +150,15 @@ WRITERS: dict[str, Callable[[pathlib.Path, Frame], Writer]] = {
     ".json": JsonWriter,
     ".parquet": ParquetWriter,
 }
+
+
+def write_skipped(path: pathlib.Path, skipped: Sequence[tuple[str, str]]) -> None:
+    """A CSV of files and the reasons why they were skipped; no file where there are none."""
+    if not skipped:
+        path.unlink(missing_ok=True)
+        return
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([("file", "reason"), *skipped])
 
 
 def writer_for(path: pathlib.Path) -> Callable[[pathlib.Path, Frame], Writer]:
