@@ -135,6 +135,9 @@ def _evaluate(
             f"{models[1].model.where} on [{', '.join(alignments[1].vocabulary.findings)}]; models are compared on the "
             "same findings"
         )
+    groups = None
+    if settings.groups:
+        groups = sets.read_groups(pathlib.Path(settings.groups), list(labelled[0].examples["study_id"]))
     predicted = [_predict(subject, place, split, settings, mesh) for subject in models]
     points = [
         _thresholds(subject, place, alignment, part, settings, mesh, split, scored)
@@ -142,9 +145,6 @@ def _evaluate(
     ]
     if not distributed.is_first():
         return distributed.from_first("scores", dict)
-    groups = None
-    if settings.groups:
-        groups = sets.read_groups(pathlib.Path(settings.groups), list(labelled[0].examples["study_id"]))
     shown, results = [], []
     for i, subject in enumerate(models):
         folder = output if i == 0 else output / "against"
