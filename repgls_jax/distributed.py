@@ -221,9 +221,10 @@ def _look() -> dict[str, Any] | None:
 
 
 def _last() -> None:
-    """Waits a little until all know: the first process, which carries the messages, must not end before."""
+    """Waits a little until all know, and the first process until they have ended: JAX aborts those that outlive it."""
     with contextlib.suppress(JaxRuntimeError):
-        _client().wait_at_barrier("repgls/ended", 5000)
+        _client().wait_at_barrier("repgls/ended", 10_000)
+    time.sleep(2.0 if is_first() else 0.0)
 
 
 class _Watch:
