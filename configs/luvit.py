@@ -89,10 +89,22 @@ def rgn() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         dict(
             length=160,  # words of a study's sentences about findings
+            made=1000,  # reports made of the lexicon's cues, learned from besides the data's; 0 for none
+            features="",  # of a language model, see data_prep/language_features.py; "" for none
             bare_weight=0.1,  # of mentions without a cue: the expert says nothing of them, most are assertions
-            delta=0.1,  # Huber threshold, in rates
+            delta=0.1,  # Huber threshold, in rates and in signed certainties
             ordering=1.0,  # weight of the ordering hinge
-            model=dict(width=64, depth=1, heads=4, evidence=False, evidence_dropout=0.5, dropout=0.1),
+            model=dict(
+                width=64,
+                depth=0,  # blocks over the words; without any, each word sees two neighbours on either side
+                heads=4,
+                evidence=False,
+                evidence_dropout=0.5,
+                dropout=0.1,
+                word_dropout=0.3,
+                monotone=True,  # the rate is a falling function of the certainty
+                features=0,  # taken from the file of features, if there is one
+            ),
             train=TRAINER
             | dict(steps=400, batch_size=32, learning_rate=2e-3, weight_decay=0.01, checkpoint_every=100, seed=0),
         )
@@ -173,5 +185,5 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
     )
     config.evaluate = dict(batch_size=128, replicates=size["replicates"], gallery=8)
     if args.size == "test":
-        config.rgn.train.steps, config.rgn.length, config.rgn.model.width = 20, 64, 16
+        config.rgn.train.steps, config.rgn.length, config.rgn.model.width, config.rgn.made = 20, 64, 16, 100
     return config

@@ -8,6 +8,7 @@ evaluation  checkpoint -> predictions.parquet, metrics.json, report.html
 """
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,7 @@ from repgls_jax.train import luvit, parts, place, rgn, sharding
 from repgls_jax.train.journal import Journal
 
 # Raised when a stage's result changes for the same inputs, so that old folders are not taken for new ones.
-STAGE_VERSIONS = {"data": 1, "evidence": 2, "rgn": 1, "luvit": 1, "evaluation": 1}
+STAGE_VERSIONS = {"data": 1, "evidence": 2, "rgn": 2, "luvit": 1, "evaluation": 1}
 
 # In the place of a data set's name: a build that is complete already, in a folder or a bucket.
 BUILT = "build"
@@ -156,6 +157,8 @@ def _rates(config: ml_collections.ConfigDict, done: Prepared, root: pathlib.Path
 
     rho = config.policy.rho
     inputs = _inputs("rgn", evidence=evidence.key, config=config_lib.plain(config.rgn), rho=rho)
+    if config.rgn.features:  # another file at the same place is another input
+        inputs["features"] = hashlib.sha256(pathlib.Path(config.rgn.features).read_bytes()).hexdigest()
     return stages.run(root, "rgn", inputs, work, journal, everywhere=True)
 
 

@@ -1,6 +1,7 @@
 """Where every parameter lives under every preset, what belongs to it, and who loads which part of a batch."""
 
 import dataclasses
+import functools
 import math
 import re
 from types import SimpleNamespace
@@ -33,12 +34,12 @@ def shapes_of(architecture: vit.Architecture, scan: bool = False):
     return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, 1), jnp.uint8))["params"]
 
 
-def rgn_shapes():
-    model = rgn.build(14, evidence=True)
+def rgn_shapes(monotone: bool = True):
+    model = rgn.build(14, evidence=True, features=4, monotone=monotone)
     zeros = jnp.zeros((1, 14), jnp.int32)
     words = jnp.zeros((1, 9, tokens.SUBWORDS), jnp.uint16)
-    batch = dict.fromkeys(("state", "cue", "section", "mention"), zeros)
-    batch |= {"words": words, "span": jnp.zeros((1, 14, 2), jnp.int32)}
+    batch = dict.fromkeys(("state", "cue", "section", "mention", "side"), zeros)
+    batch |= {"words": words, "features": jnp.zeros((1, 9, 4)), "span": jnp.zeros((1, 14, 2), jnp.int32)}
     return jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
 
 
@@ -113,13 +114,14 @@ def test_golden_specs(preset):
 
 @pytest.mark.parametrize("name", [*ARCHITECTURES, "rgn"])
 def test_every_parameter_has_exactly_one_rule(name):
-    trees = [rgn_shapes()] if name == "rgn" else [shapes_of(ARCHITECTURES[name], scan) for scan in (False, True)]
+    shapes = rgn_shapes if name == "rgn" else functools.partial(shapes_of, ARCHITECTURES[name])
+    trees = [shapes(False), shapes(True)]
     for path in {path for tree in trees for path in flat(tree)}:
         assert len(sharding.matching(path)) == 1, path
 
 
 def test_no_rule_is_idle():
-    paths = {*flat(shapes_of(FULL)), *flat(shapes_of(vit.SIZES["tiny"])), *flat(rgn_shapes())}
+    paths = {*flat(shapes_of(FULL)), *flat(shapes_of(vit.SIZES["tiny"])), *flat(rgn_shapes()), *flat(rgn_shapes(False))}
     assert {pattern for path in paths for pattern in sharding.matching(path)} == set(sharding.RULES)
 
 

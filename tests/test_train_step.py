@@ -139,10 +139,12 @@ def reports(step: int) -> dict[str, np.ndarray]:
         "words": rng.integers(1, tokens.BUCKETS, (B, 7, tokens.SUBWORDS)).astype(np.uint16),
         "span": np.tile(np.int32([0, 6]), (*shape, 1)),
         "mention": rng.integers(0, 6, shape).astype(np.int32),
+        "side": rng.integers(0, 2, shape).astype(np.int8),
         "state": rng.integers(-2, 2, shape).astype(np.int8),
         "cue": rng.integers(0, rgn_model.CUE_BUCKETS, shape).astype(np.int32),
         "section": rng.integers(0, 4, shape).astype(np.int32),
         "expert": rng.uniform(-0.9, 0.9, shape).astype(np.float32),
+        "p": rng.uniform(0, 1, shape).astype(np.float32),
         "weight": rng.choice([0.0, 0.1, 1.0], shape).astype(np.float32),
     }
 
@@ -162,7 +164,8 @@ class Net:
 
     def model(self, mesh: jax.sharding.Mesh):
         if self.name == "rgn":
-            return rgn_model.build(3, width=32, heads=2, depth=0, evidence=True, evidence_dropout=0.0, dropout=0.0)
+            still = dict.fromkeys(("evidence_dropout", "dropout", "word_dropout"), 0.0)
+            return rgn_model.build(3, width=32, heads=2, depth=0, evidence=True, **still)
         architecture = vit.Architecture(64, 1, 4, 128, patch=8)
         return luvit_model.build("", 5, architecture=architecture, constrain=sharding.constrain(mesh))
 

@@ -195,6 +195,11 @@ def load(folder: pathlib.Path = HERE) -> Lexicon:
     )
 
 
+def vocabulary_texts(folder: pathlib.Path = HERE) -> dict[str, dict[str, Any]]:
+    """Finding -> its names as written in ``findings.json``: patterns under "names", "weak" and "not"."""
+    return dict(json.loads((folder / "findings.json").read_text("utf-8"))["findings"])
+
+
 def _slips(words: Iterable[str]) -> Iterator[str]:
     """Long words as they are mistyped: a letter left out, doubled, or in its neighbour's place."""
     for word in words:

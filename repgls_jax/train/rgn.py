@@ -16,8 +16,10 @@ from scipy import stats
 
 from repgls_jax import distributed, losses, sidecars
 from repgls_jax import findings as findings_lib
+from repgls_jax.data import cue_sentences, language
 from repgls_jax.data import wording as wording_lib
 from repgls_jax.models import rgn
+from repgls_jax.reports import lexicon
 from repgls_jax.train import loop, sharding
 from repgls_jax.train.journal import Journal
 from repgls_jax.train.state import Batch, Params
@@ -29,9 +31,14 @@ def make_loss(model: rgn.RGN, delta: float, ordering: float) -> Callable[..., An
     def loss(params: Params, batch: Batch, key: Array, step: Array) -> dict[str, losses.Term]:
         del step
         drop, pair = jax.random.split(key)
-        predicted: Any = model.apply({"params": params}, batch, train=True, rngs={"dropout": drop})
+        read: Any = model.apply({"params": params}, batch, train=True, rngs={"dropout": drop})
         shift = jax.random.randint(pair, (), 1, len(batch["expert"]))
-        return rgn.guidance(predicted, batch["expert"], batch["weight"], delta, ordering, shift)
+
+        def guided(ours: Array, theirs: Array) -> dict[str, losses.Term]:
+            return rgn.guidance(ours, theirs, batch["weight"], delta, ordering, shift)
+
+        certain = guided(2 * read.p - 1, 2 * batch["p"] - 1)
+        return guided(read.rate, batch["expert"]) | {f"certainty_{name}": term for name, term in certain.items()}
 
     return loss
 
@@ -121,28 +128,49 @@ def run(
       Summary: studies, how the rates follow the expert's on the validation split.
 
     Raises:
-      ValueError: no training study has evidence.
+      ValueError: no training study has evidence, or features and made sentences are asked for together.
     """
     reports = pq.read_table(reports_path)
     evidence = sidecars.read(evidence_path, sidecars.EVIDENCE, vocabulary)
-    wording = wording_lib.read(reports, evidence, vocabulary, config.length, config.bare_weight, rho)
+    settings, features = dict(config.model), None
+    if config.features:
+        if config.made:
+            raise ValueError(
+                f"rgn.made is {config.made}, and made sentences have no features in {config.features}; "
+                "set --config.rgn.made=0"
+            )
+        features = language.read(pathlib.Path(config.features))
+        settings["features"] = language.dims_of(features)
+    wording = wording_lib.read(reports, evidence, vocabulary, config.length, config.bare_weight, rho, features)
     split_of = dict(zip(reports.column("study_id").to_pylist(), reports.column("split").to_pylist(), strict=True))
     split = np.array([split_of[s] for s in wording.study_ids])
     rows = {name: np.nonzero(split == name)[0] for name in ("train", "valid", "test")}
-    model = rgn.build(len(vocabulary), **config.model)
-    apply = jax.jit(lambda p, b: model.apply({"params": p}, b))
+    if not len(rows["train"]):
+        raise ValueError("no study of the training split has evidence; the RGN has nothing to learn from")
+    taught, lessons = wording, rows["train"]
+    if config.made:
+        made = cue_sentences.make(lexicon.load(), vocabulary, config.made, config.train.seed)
+        taught = wording.joined(wording_lib.read(*made, vocabulary, config.length, config.bare_weight, rho))
+        lessons = np.concatenate([lessons, np.arange(len(split), len(taught.study_ids))])
+    model = rgn.build(len(vocabulary), **settings)
+
+    def rates_of(params: Params, batch: Batch) -> Array:
+        read: Any = model.apply({"params": params}, batch)
+        return read.rate
+
+    apply = jax.jit(rates_of)
     sample = {name: jnp.asarray(values[:1]) for name, values in wording.arrays.items()}
     mesh = sharding.make_mesh(config.train.mesh, model_parallel=config.train.model_parallel)
     task = loop.Task(
         name="rgn",
         init=lambda key: model.init(key, sample)["params"],
         loss=make_loss(model, config.delta, config.ordering),
-        batches=batches(wording, rows["train"], config.train.batch_size, config.train.seed, *sharding.host_part(mesh)),
+        batches=batches(taught, lessons, config.train.batch_size, config.train.seed, *sharding.host_part(mesh)),
         validate=lambda params, mesh: agreement(
             predict(apply, params, wording, rows["valid"], mesh), wording, rows["valid"]
         ),
         best="spearman",
-        meta={"model": dict(config.model), "vocabulary": vocabulary.name, "findings": list(vocabulary.findings)},
+        meta={"model": settings, "vocabulary": vocabulary.name, "findings": list(vocabulary.findings)},
     )
     state, mesh = loop.train(task, config.train, folder, journal, mesh)
     rates = predict(apply, state.params, wording, np.arange(len(split)), mesh)

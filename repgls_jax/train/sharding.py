@@ -47,9 +47,10 @@ RULES: dict[str, Axes] = {
     r"(\w+_)?norm(_\d+)?/(scale|bias)": _WHOLE,
     r"(attention|mlp)_scale": _WHOLE,
     r"(embedding|conv_\d+|project|neighbours)/(kernel|bias)": _WHOLE,
-    r"(words|state|cue|section|distance)/embedding": _WHOLE,
+    r"(words|state|cue|section)/embedding": _WHOLE,
     r"position|class_token|registers|queries|nothing": _WHOLE,
-    r"(presence|uncertainty|third|rate)/(kernel|bias)": _WHOLE,
+    r"(presence|uncertainty|third|rate|certainty|distance|features)/(kernel|bias)": _WHOLE,
+    r"map_(steps|top)": _WHOLE,
 }
 
 
