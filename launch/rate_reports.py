@@ -74,9 +74,8 @@ def main(argv: list[str]) -> None:
         print(f"{name}: |r|, n, confidence, codes that agree [95 % interval]")
         for row in rows:
             span = f"{row['low']:.2f}-{row['high']:.2f}"
-            print(
-                f"  {span} {row['n']:6,}  {row['confidence']:.3f}  {row['agree']:.3f} [{row['from']:.3f}, {row['to']:.3f}]"
-            )
+            share = f"{row['agree']:.3f} [{row['from']:.3f}, {row['to']:.3f}]"
+            print(f"  {span} {row['n']:6,}  {row['confidence']:.3f}  {share}")
     for name, score in result.get("labels", {}).get("scores", {}).items():
         print(f"{name}: " + "  ".join(f"{k} {v:.4f} [{a:.4f}, {b:.4f}]" for k, (v, a, b) in score.items()))
 

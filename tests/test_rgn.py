@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from repgls_jax import losses, rates
 from repgls_jax.data import cue_sentences, language, wording
+from repgls_jax.evidence import rate_check, reliability
 from repgls_jax.findings import CHEXPERT
 from repgls_jax.models import rgn, tokens
 from repgls_jax.phantom import phrases
@@ -224,3 +225,18 @@ def test_a_folder_without_weights_is_refused(tmp_path):
     pytest.importorskip("transformers")
     with pytest.raises(FileNotFoundError, match=r"no \.safetensors file"):
         language.load(tmp_path)
+
+
+def test_rates_beside_codes_are_counted():
+    rate = np.array([0.0, 0.01, -0.3, 0.3, 0.9, 0.95])
+    agrees = np.array([True, True, False, True, False, True])
+    rows = rate_check.by_confidence(rate, agrees)
+    assert [(row["low"], row["n"], row["agree"]) for row in rows] == [(0.0, 2, 1.0), (0.2, 2, 0.5), (0.8, 2, 0.5)]
+    assert rows[1]["confidence"] == pytest.approx(0.85)
+    low, high = reliability.jeffreys(np.array(1), np.array(2))
+    assert (rows[2]["from"], rows[2]["to"]) == (pytest.approx(low), pytest.approx(high))
+    told = rate_check.described(["b", "a", "b"], np.array([0.2, 0.5, 0.4]))
+    assert [(row["name"], row["n"]) for row in told] == [("b", 2), ("a", 1)]
+    assert told[0]["mean"] == pytest.approx(0.3) and told[0]["quantiles"][2] == pytest.approx(0.3)
+    drawn = rate_check.figure([("expert", rows), ("RGN", rows)])
+    assert drawn.startswith("<svg") and drawn.count("<circle") == 6

@@ -101,6 +101,14 @@ def test_a_wrongly_calibrated_cue_is_moved_the_right_way():
     np.testing.assert_array_equal(found.seen.sum(1), [(group[:n] == g).sum() for g in (0, 1)])
 
 
+def test_groups_are_categories_with_one_for_bare_mentions_and_one_for_silence():
+    cue = np.array([["possible:may", "", "possible:could"], ["probable:likely", "", ""]])
+    mentioned = np.array([[True, True, True], [True, False, True]])
+    group, names = refine.groups_of(cue, mentioned)
+    assert names == ("bare", "not mentioned", "possible", "probable")
+    np.testing.assert_array_equal(group, [[2, 0, 2], [3, 1, 0]])
+
+
 def test_shapes_and_settings_are_checked():
     a = jnp.zeros((4, 2))
     train, verified = refine.Train(a, a, a, a, a[:3]), refine.Verified(a, a, a)

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -120,6 +121,25 @@ class Refined(NamedTuple):
     params: Params
     verified_loss: Array
     seen: Array
+
+
+def groups_of(cue: np.ndarray, mentioned: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Groups of entries by the category of their cue.
+
+    Bare mentions are a group, and so are the findings that a report does not mention: as every group has a correction
+    for each finding, refinement learns a rate for "not mentioned" finding by finding.
+
+    Args:
+      cue: [n, c] ids of cues, "category:words"; "" for a bare mention.
+      mentioned: [n, c] bool.
+
+    Returns:
+      ([n, c] int32 groups, names of the groups).
+    """
+    category = np.array([name.partition(":")[0] or "bare" for name in cue.ravel().tolist()], object)
+    category = np.where(mentioned.ravel(), category, "not mentioned").astype(str)
+    names, group = np.unique(category, return_inverse=True)
+    return group.reshape(cue.shape).astype(np.int32), tuple(names.tolist())
 
 
 def nothing(groups: int, findings: int) -> Refinement:
