@@ -26,11 +26,11 @@ def described(names: Sequence[str], rates: np.ndarray) -> list[dict[str, Any]]:
     at: dict[str, list[float]] = {}
     for name, rate in zip(names, rates.tolist(), strict=True):
         at.setdefault(name, []).append(rate)
-    rows = [
-        {"name": name, "n": len(values), "mean": float(np.mean(values)), "quantiles": np.quantile(values, _QUANTILES)}
-        for name, values in at.items()
+    most = sorted(at.items(), key=lambda item: -len(item[1]))
+    return [
+        {"name": name, "n": len(v), "mean": float(np.mean(v)), "quantiles": np.quantile(v, _QUANTILES).tolist()}
+        for name, v in most
     ]
-    return [{**row, "quantiles": row["quantiles"].tolist()} for row in sorted(rows, key=lambda row: -row["n"])]
 
 
 def by_confidence(rate: np.ndarray, agrees: np.ndarray) -> list[dict[str, float]]:
