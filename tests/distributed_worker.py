@@ -61,6 +61,7 @@ def _predictions(mesh: jax.sharding.Mesh) -> None:
         study_ids=[str(i) for i in range(2 * ROWS)],
         arrays={"x": np.arange(2 * ROWS, dtype=np.float32)},
         expert=np.zeros((2 * ROWS, len(CHEXPERT)), np.float32),
+        p=np.zeros((2 * ROWS, len(CHEXPERT)), np.float32),
         weight=np.zeros((2 * ROWS, len(CHEXPERT)), np.float32),
         mentioned=np.zeros((2 * ROWS, len(CHEXPERT)), bool),
         cut=0,

@@ -170,7 +170,12 @@ def _rgn(folder: pathlib.Path) -> Any:
         params = checkpoints.restore_params(mesh)
     finally:
         checkpoints.close()
-    apply = jax.jit(lambda p, b: model.apply({"params": p}, b))
+
+    def rates_of(params: Any, batch: Any) -> Any:
+        told: Any = model.apply({"params": params}, batch)
+        return told.rate
+
+    apply = jax.jit(rates_of)
 
     def read(reports: Any, evidence: Any) -> np.ndarray:
         ids = reports["study_id"].to_pylist()
