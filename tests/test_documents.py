@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from repgls_jax.policies import POLICIES
+from repgls_jax.methods import METHODS
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -28,6 +28,6 @@ def test_ci_runs_the_commands_of_the_readme():
         assert f"<!-- {name} -->\n```sh\n" in readme and f"readme_command '{name}'" in ci
 
 
-def test_every_policy_is_explained():
+def test_every_method_is_explained():
     readme = (ROOT / "README.md").read_text()
-    assert not [name for name in POLICIES if f"`{name}`" not in readme]
+    assert not [name for name in METHODS if f"`{name}`" not in readme]
