@@ -96,7 +96,10 @@ def columns(
     Returns:
       state, p, observed, truth and belief; and ``read``, the RGN's rates, if they are given.
     """
-    p = told.meant if condition.exact else told.p
+    p = told.p.copy()
+    if condition.exact:  # "No Finding" follows from the others by the extractor's rule; readers seldom say it
+        drawn = np.array([name != findings_lib.NO_FINDING for name in hospital.VOCABULARY.findings])
+        p[:, drawn] = told.meant[:, drawn]
     hedged = (p > 1 - findings_lib.CERTAIN + 1e-6) & (p < findings_lib.CERTAIN)
     # Short of certain: a lexicon that is off by .15 still knows a hedge from an assertion.
     p = np.where(hedged, np.clip(p + condition.shift, 0.11, 0.89), p).astype(np.float32)
