@@ -88,12 +88,14 @@ def out_of_fold(
         if path.exists():
             probability[test] = np.load(path, allow_pickle=False)
             continue
+        held_out, mask = labels_lib.noisy_reference(_part(said, valid))
         data = Data(
             jnp.asarray(images[train]),
             {name: jnp.asarray(values) for name, values in _columns(said, train, config, seed).items()},
             jnp.asarray(images[valid]),
             {name: jnp.asarray(values) for name, values in _columns(said, valid, config, seed).items()},
-            *(jnp.asarray(x) for x in labels_lib.noisy_reference(_part(said, valid))),
+            jnp.asarray(held_out),
+            jnp.asarray(mask),
             jnp.asarray(images[test]),
         )
         settings = {"learning_rate": LEARNING_RATE, **methods.values(config)}
