@@ -136,7 +136,7 @@ class LUViT(nn.Module):
             first = int(arch.class_token)
             tokens = jnp.concatenate([tokens[:, :first], tokens[:, arch.prefix :]], axis=1)
         queries = self.param("queries", nn.initializers.normal(0.02), (1, self.findings, arch.width))
-        queries = jnp.broadcast_to(queries.astype(tokens.dtype), (len(tokens), self.findings, arch.width))
+        queries = jnp.broadcast_to(queries.astype(tokens.dtype), (tokens.shape[0], self.findings, arch.width))
         y = queries + Attention(arch.heads, self.dtype, name="read")(queries, tokens)
         y = y + vit.Mlp(arch.mlp, self.dtype, name="mlp")(nn.LayerNorm(dtype=self.dtype, name="mlp_norm")(y))
         y = self.constrain(nn.LayerNorm(dtype=self.dtype, name="norm")(y))
