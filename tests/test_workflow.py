@@ -203,7 +203,7 @@ def test_bad_arguments(arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ("policy=rgnn", ValueError, r"policy name 'rgnn': expected one of u_ones"),
+        ("policy=rgnn", ValueError, r"policy='rgnn'; expected one of u_ones"),
         ("data=table", ValueError, "source=DIR"),
         ("data=table,source=/nowhere/at/all", FileNotFoundError, "/nowhere/at/all"),
         ("model=S/12", ValueError, "S/12"),

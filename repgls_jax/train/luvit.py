@@ -96,7 +96,7 @@ def make_loss(
     mixing = method.mixes or mixup > 0
     if mixup and (method.mixes or method.update or method.exchange):
         raise ValueError(
-            f"mixup is {mixup}; the method {config.name!r} mixes itself or looks at single films, set it to 0"
+            f"mixup is {mixup}, but {config.name!r} mixes films itself or looks at single ones; set it to 0"
         )
 
     def loss(params: Params, batch: Batch, key: Array, step: Array, memory: Memory | None = None) -> Any:
