@@ -70,9 +70,7 @@ class Trained:
         Raises:
           ValueError: the images are of another type or size.
         """
-        if tuple(images.shape[1:]) != (self.size, self.size, 1):
-            raise ValueError(f"images are {list(images.shape)}; {self.where} takes [b, {self.size}, {self.size}, 1]")
-        luvit.require_input(self.input, images.dtype, images.shape[1], self.where)
+        luvit.require_images(self.input, images, self.where)
         return self.apply(self.params, images)
 
 

@@ -47,9 +47,7 @@ class Program:
 
     def forward(self, images: Any) -> tuple[Array, Array]:
         """As :meth:`repgls_jax.trained.Trained.forward`."""
-        if tuple(images.shape[1:]) != (self.size, self.size, 1):
-            raise ValueError(f"images are {list(images.shape)}; {self.where} takes [b, {self.size}, {self.size}, 1]")
-        luvit.require_input(self.input, images.dtype, images.shape[1], self.where)
+        luvit.require_images(self.input, images, self.where)
         return self.call(images)
 
 

@@ -55,6 +55,18 @@ def require_input(stored: Mapping[str, Any], dtype: Any, size: int, owner: str) 
         )
 
 
+def require_images(stored: Mapping[str, Any], images: Any, owner: str) -> None:
+    """Refuses an array [b, h, w, 1] that is not what a stored contract says.
+
+    Raises:
+      ValueError: its shape or type differs; names what was found and what is taken.
+    """
+    size = stored["size"]
+    if tuple(images.shape[1:]) != (size, size, 1):
+        raise ValueError(f"images are {list(images.shape)}; {owner} takes [b, {size}, {size}, 1]")
+    require_input(stored, images.dtype, size, owner)
+
+
 def normalize(images: Array, dtype: Any = jnp.float32) -> Array:
     """uint8 or uint16 grey [b, h, w, 1] to [-1, 1], as :func:`input_contract` says of their type."""
     contract = input_contract(images.dtype, images.shape[1])
