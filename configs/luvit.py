@@ -89,7 +89,7 @@ def rgn() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         dict(
             length=160,  # words of a study's sentences about findings
-            made=1000,  # reports made of the lexicon's cues, learned from besides the data's; 0 for none
+            made=4000,  # reports made of the lexicon's cues and of general English, half of what is read; 0 for none
             features="",  # of a language model, see data_prep/language_features.py; "" for none
             bare_weight=0.1,  # of mentions without a cue: the expert says nothing of them, most are assertions
             delta=0.1,  # Huber threshold, in rates and in signed certainties
@@ -106,7 +106,7 @@ def rgn() -> ml_collections.ConfigDict:
                 features=0,  # taken from the file of features, if there is one
             ),
             train=TRAINER
-            | dict(steps=400, batch_size=32, learning_rate=2e-3, weight_decay=0.01, checkpoint_every=100, seed=0),
+            | dict(steps=1200, batch_size=32, learning_rate=2e-3, weight_decay=0.01, checkpoint_every=300, seed=0),
         )
     )
 

@@ -4,9 +4,10 @@
     python launch/unseen_cues.py --model=FOLDER --output=unseen_lm      # with a frozen language model's features
     python launch/unseen_cues.py --shift=0.15 --output=unseen_up        # taught with hedges read .15 surer
 
-Trains on sentences made from the lexicon's cues alone: once a fold, and once for the phantom's own phrases, see
-repgls_jax/train/unseen.py. Prints rank correlations with the expert's certainties and rates, with 95 % intervals by
-bootstrap over cues, and writes them with every cue's reading to unseen.json in the output folder.
+Trains on made sentences alone: once a fold, and for the phantom's own phrases once without whatever resembles them
+and once with all that an RGN is taught, see repgls_jax/train/unseen.py. Prints rank correlations with the expert's
+certainties and rates, with 95 % intervals by bootstrap over cues, and writes them with every cue's reading to
+unseen.json in the output folder.
 """
 
 import dataclasses
@@ -28,9 +29,9 @@ from repgls_jax.train import unseen
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/rgn.py", "whose section rgn is used", lock_config=False)
 _OUTPUT = flags.DEFINE_string("output", None, "folder to write to", required=True)
 _FOLDS = flags.DEFINE_integer("folds", 5, "folds of the cues; 0 leaves this trial out", lower_bound=0)
-_PHANTOM = flags.DEFINE_integer("phantom", 3, "trainings for the phantom's phrases, each with its seed", lower_bound=0)
-_SENTENCES = flags.DEFINE_integer("sentences", 6000, "made for a training", lower_bound=30)
-_STEPS = flags.DEFINE_integer("steps", 300, "of a training", lower_bound=1)
+_PHANTOM = flags.DEFINE_integer("phantom", 3, "pairs of trainings for the phantom's phrases", lower_bound=0)
+_SENTENCES = flags.DEFINE_integer("sentences", 30000, "made for a training", lower_bound=30)
+_STEPS = flags.DEFINE_integer("steps", 2500, "of a training", lower_bound=1)
 _BATCH = flags.DEFINE_integer("batch_size", 32, "reports of three sentences in a step", lower_bound=2)
 _SEED = flags.DEFINE_integer("seed", 0, "of folds, sentences and trainings")
 _SHIFT = flags.DEFINE_float("shift", 0.0, "added to every hedge's certainty in training")
@@ -63,7 +64,9 @@ def main(argv: list[str]) -> None:
         told["lexicon, held out"] = trial.held_out(_FOLDS.value, _SEED.value, shift)
         told["of these, hedges"] = told["lexicon, held out"].hedges()
     for k in range(_PHANTOM.value):
-        told[f"phantom's rare phrases, seed {_SEED.value + k}"] = trial.phantom(_SEED.value + k)
+        seed = _SEED.value + k
+        told[f"phantom's phrases, held out, seed {seed}"] = trial.phantom(seed, shift=shift)
+        told[f"phantom's phrases, all taught, seed {seed}"] = trial.phantom(seed, everything=True, shift=shift)
     result: dict[str, Any] = {"model": dict(config.model), "trials": {}}
     asked = ("folds", "sentences", "steps", "batch_size", "seed", "shift")
     result["settings"] = {name: flags.FLAGS[name].value for name in asked}

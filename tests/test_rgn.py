@@ -15,6 +15,7 @@ from repgls_jax.evidence import rate_check, reliability
 from repgls_jax.findings import CHEXPERT
 from repgls_jax.models import rgn, tokens
 from repgls_jax.phantom import phrases
+from repgls_jax.reports import expressions as expressions_lib
 from repgls_jax.reports import lexicon as lexicon_lib
 from repgls_jax.train import unseen
 
@@ -122,20 +123,54 @@ def test_a_surer_reading_on_the_same_side_has_no_larger_rate():
     assert np.ptp(q) > 0.5 and np.all(np.diff(np.ravel(got.rate)[order]) <= 1e-5)
 
 
-def test_made_sentences_say_what_their_evidence_says():
+@pytest.mark.parametrize("english", [(), expressions_lib.load()], ids=["cues alone", "with expressions"])
+def test_made_sentences_say_what_their_evidence_says(english):
     lexicon = lexicon_lib.load()
-    reports, evidence = cue_sentences.make(lexicon, CHEXPERT, 60, 3)
+    reports, evidence = cue_sentences.make(lexicon, CHEXPERT, 60, 3, expressions=english)
     texts = {row["study_id"]: row["report"] for row in reports.to_pylist()}
     names = {k: v["names"] for k, v in lexicon_lib.vocabulary_texts().items()}
+    expressed = {one.text: one.p for one in english}
     rows = evidence.to_pylist()
+    assert np.mean([row["cue"] in expressed for row in rows]) > 0.3 or not english
     assert 0.05 < np.mean([row["cue"] == "" for row in rows]) < 0.3
     for row in rows:
         sentence = texts[row["study_id"]][row["start"] : row["end"]]
         assert sentence.endswith(".") and "." not in sentence[:-1]
-        assert row["p"] == pytest.approx(lexicon.cues[row["cue"]].p if row["cue"] else 1.0)
+        cue = row["cue"]
+        meant = 1.0 if not cue else lexicon.cues[cue].p if cue in lexicon.cues else expressed[cue]
+        assert row["p"] == pytest.approx(meant)
+        if cue in expressed:
+            before, after = cue.split(expressions_lib.SLOT)
+            assert sentence.index(before.strip()) <= row["mention"] - row["start"]
+            assert after in sentence[row["mention_end"] - row["start"] :]
         assert names[row["finding"]] and texts[row["study_id"]][row["mention"] : row["mention_end"]] in sentence
-    assert cue_sentences.make(lexicon, CHEXPERT, 60, 3)[0].equals(reports)
-    assert not cue_sentences.make(lexicon, CHEXPERT, 60, 4)[0].equals(reports)
+    assert cue_sentences.make(lexicon, CHEXPERT, 60, 3, expressions=english)[0].equals(reports)
+    assert not cue_sentences.make(lexicon, CHEXPERT, 60, 4, expressions=english)[0].equals(reports)
+
+
+def test_expressions_cover_every_certainty_and_are_held_out_by_content():
+    known = expressions_lib.load()
+    p = np.array([one.p for one in known])
+    assert len(known) > 900 and min(np.histogram(p, 5, (0, 1))[0]) > 150
+    forms = lexicon_lib.load().forms
+    some = [
+        expressions_lib.Expression(text, 0.5) for text in ("there is {x}, no doubt", "i doubt it is {x}", "it is {x}")
+    ]
+    kept = expressions_lib.without(some, [["no", "doubt"]], forms)
+    assert [one.text for one in kept] == ["i doubt it is {x}", "it is {x}"]
+    assert expressions_lib.without(some, [["a", "doubt"]], forms) == (some[2],)
+    # A wording of empty words alone is held out as it stands.
+    assert expressions_lib.content(["it", "is"], forms) == {"it", "is"}
+
+
+@pytest.mark.parametrize(
+    "row", ["no place,.5", "{x} or {x},.5", "maybe {x},1.5", "maybe {x},", "may {x},.5\nmay {x},.4"]
+)
+def test_expressions_that_cannot_be_used_are_named(tmp_path, row):
+    path = tmp_path / "own.csv"
+    path.write_text(f"expression,p\n{row}\n")
+    with pytest.raises(ValueError, match=r"own.csv, line [23]: .* expected one"):
+        expressions_lib.load(path)
 
 
 def test_cues_of_a_fold_are_not_trained_on():

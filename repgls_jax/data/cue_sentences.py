@@ -1,15 +1,16 @@
-"""Sentences made from the lexicon's own cues: what the RGN learns wording from besides a data set's reports.
+"""Sentences made from the lexicon's cues and from general English: what the RGN learns besides a data set's reports.
 
-In a data set a few dozen wordings make up most of what is hedged; the lexicon knows hundreds, each with its certainty.
-Here every cue is put beside names of findings, among words that say nothing of certainty. The texts are this project's
-own. They have the form of reports and evidence, so that everything that reads those reads them.
+In a data set a few dozen wordings make up most of what is hedged; the lexicon knows hundreds, each with its certainty,
+and :mod:`repgls_jax.reports.expressions` what English has besides. Here each is put beside names of findings, among
+words that say nothing of certainty. The texts are this project's own. They have the form of reports and evidence, so
+that everything that reads those reads them.
 
-In: a lexicon and a vocabulary. Out: a table of reports and one of evidence.
+In: a lexicon, expressions and a vocabulary. Out: a table of reports and one of evidence.
 """
 
 import functools
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import pyarrow as pa
 
 from repgls_jax import findings as findings_lib
 from repgls_jax import sidecars
+from repgls_jax.reports import expressions as expressions_lib
 from repgls_jax.reports import lexicon as lexicon_lib
 from repgls_jax.reports import patterns
 
@@ -24,6 +26,8 @@ LABELLER = "cue-sentences"
 FIELD = "report"
 _PER_STUDY = 3  # sentences of a made report, each about another finding
 _BARE = 0.15  # share of sentences without a cue: plain assertions
+_ENGLISH = 0.5  # share of the others that are expressions of general English, where these are given
+_LEADS = ("", "", "", "", "again,", "overall,", "on the lateral view,", "at the right base,", "in the left lower lobe,")
 # Words that say nothing of certainty; "" leaves them out.
 _BEFORE = (
     "", "", "", "there is", "this is", "findings", "findings are", "appearance is", "the pattern is", "this",
@@ -67,6 +71,7 @@ def make(
     count: int,
     seed: int,
     only: Collection[str] | None = None,
+    expressions: Sequence[expressions_lib.Expression] = (),
 ) -> tuple[pa.Table, pa.Table]:
     """``count`` made reports of three sentences each.
 
@@ -76,6 +81,7 @@ def make(
       count: of reports.
       seed: of all choices; the same for the same arguments.
       only: ids of the cues to use, of :func:`cues`; all by default. Without any, all sentences are plain.
+      expressions: of general English, used besides the cues; their cue in the evidence is their text.
 
     Returns:
       (reports, evidence): columns study_id and "report"; and the columns of :data:`repgls_jax.sidecars.EVIDENCE`.
@@ -95,12 +101,17 @@ def make(
         for k in random.permutation(len(spoken))[:_PER_STUDY]:
             cue = None if not pool or random.random() < _BARE else pool[random.integers(len(pool))]
             name = _pick(random, names[spoken[k]])
-            before, after = _sentence(random, cue, surface)
+            said = ("", 1.0) if cue is None else (cue.id, cue.p)
+            if cue is not None and expressions and random.random() < _ENGLISH:
+                english = _pick(random, expressions)
+                said = english.text, english.p
+                before, after = _expressed(random, english)
+            else:
+                before, after = _sentence(random, cue, surface)
             start = len(text)
             mention = start + len(before)
             text += f"{before}{name}{after}. "
             span = start, len(text) - 1
-            said = ("", 1.0) if cue is None else (cue.id, cue.p)
             rows.append(evidence(f"made{number}", spoken[k], *said, span, mention, len(name)))
         reports.append({"study_id": f"made{number}", FIELD: text})
     return pa.Table.from_pylist(reports), table(rows, vocabulary)
@@ -127,6 +138,13 @@ def _sentence(
     if cue.direction == "backward":
         return _joined(degree, then=True), _joined(place, words, after)
     return _joined(lead, words, degree, then=True), _joined(place, after)
+
+
+def _expressed(random: np.random.Generator, english: expressions_lib.Expression) -> tuple[str, str]:
+    """The same for an expression."""
+    before, after = english.text.split(expressions_lib.SLOT)
+    lead, degree, place = (_pick(random, words) for words in (_LEADS, _DEGREES, _PLACES))
+    return _joined(lead, before.strip(), degree, then=True), _joined(place) + after
 
 
 def _joined(*parts: str, then: bool = False) -> str:

@@ -19,7 +19,7 @@ from repgls_jax import findings as findings_lib
 from repgls_jax.data import cue_sentences, language
 from repgls_jax.data import wording as wording_lib
 from repgls_jax.models import rgn
-from repgls_jax.reports import lexicon
+from repgls_jax.reports import expressions, lexicon
 from repgls_jax.train import loop, sharding
 from repgls_jax.train.journal import Journal
 from repgls_jax.train.state import Batch, Params
@@ -149,9 +149,12 @@ def run(
         raise ValueError("no study of the training split has evidence; the RGN has nothing to learn from")
     taught, lessons = wording, rows["train"]
     if config.made:
-        made = cue_sentences.make(lexicon.load(), vocabulary, config.made, config.train.seed)
+        english = expressions.load()
+        made = cue_sentences.make(lexicon.load(), vocabulary, config.made, config.train.seed, None, english)
         taught = wording.joined(wording_lib.read(*made, vocabulary, config.length, config.bare_weight, rho))
-        lessons = np.concatenate([lessons, np.arange(len(split), len(taught.study_ids))])
+        # However large the data set, at least half of what is read is made: few reports hedge, and in few ways.
+        more = np.arange(len(split), len(taught.study_ids))
+        lessons = np.concatenate([lessons, np.resize(more, max(len(more), len(lessons)))])
     model = rgn.build(len(vocabulary), **settings)
 
     def rates_of(params: Params, batch: Batch) -> Array:

@@ -7,11 +7,14 @@ sentences:
   phantom  the simulated readers' own phrases that no list of hedges holds: trained on all cues of the lexicon but those
            that the rule engine finds in these phrases, asked for the phrases in the phantom's own sentences
 
+Besides, it is trained on expressions of general English (:mod:`repgls_jax.reports.expressions`), without those that
+hold all content words of a wording it is asked for.
+
 What is compared is the order of the cues by certainty, and by rate (for the label on the expert's side).
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -28,7 +31,9 @@ from repgls_jax.data import wording as wording_lib
 from repgls_jax.models import rgn as rgn_model
 from repgls_jax.phantom import phrases, report, terms
 from repgls_jax.reports import engine as engine_lib
+from repgls_jax.reports import expressions as expressions_lib
 from repgls_jax.reports import lexicon as lexicon_lib
+from repgls_jax.reports import patterns
 from repgls_jax.train import rgn
 from repgls_jax.train.optimizer import optimizer
 from repgls_jax.train.state import create
@@ -124,6 +129,7 @@ class Trial:
     Attributes:
       vocabulary: findings that are spoken of.
       lexicon: whose cues are used.
+      english: expressions that are used besides; empty for none.
     """
 
     def __init__(
@@ -141,7 +147,7 @@ class Trial:
           sentences: made for each training.
           featurise: features of a language model; None without one. ``config.model.features`` must agree.
         """
-        self.vocabulary, self.lexicon = vocabulary, lexicon_lib.load()
+        self.vocabulary, self.lexicon, self.english = vocabulary, lexicon_lib.load(), expressions_lib.load()
         self._config, self._sentences, self._featurise = config, sentences, featurise
         self._model = rgn_model.build(len(vocabulary), **config.model)
         self._tx = optimizer(config.train, config.train.steps)
@@ -154,9 +160,23 @@ class Trial:
         read = wording_lib.read(*made, self.vocabulary, _WORDS, self._config.bare_weight, features=features)
         return read.padded(_WORDS)
 
-    def train(self, only: Collection[str], seed: int, shift: Callable[[np.ndarray], np.ndarray] | None = None) -> Any:
-        """Parameters after training on sentences of the cues ``only``; ``shift`` changes the hedges' certainties."""
-        made = cue_sentences.make(self.lexicon, self.vocabulary, self._sentences // 3, seed, only)
+    def train(
+        self,
+        only: Collection[str],
+        held_out: Iterable[Sequence[str]],
+        seed: int,
+        shift: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> Any:
+        """Parameters after training.
+
+        Args:
+          only: ids of the cues that sentences are made of.
+          held_out: wordings, as words, that no expression may hold.
+          seed: of sentences and training.
+          shift: changes the hedges' certainties.
+        """
+        english = expressions_lib.without(self.english, held_out, self.lexicon.forms)
+        made = cue_sentences.make(self.lexicon, self.vocabulary, self._sentences // 3, seed, only, english)
         if shift is not None:
             p = made[1].column("p").to_numpy()
             moved = np.where((p > _LOW) & (p < _HIGH), np.clip(shift(p), 0.02, 0.98), p)
@@ -198,7 +218,8 @@ class Trial:
         parts = []
         for k, fold in enumerate(folds(ids, count, seed)):
             rest = set(ids) - set(fold)
-            params = self.train(rest, seed + k, shift)
+            held = [row for cue in fold for row in patterns.expand(self.lexicon.cues[cue].cue)]
+            params = self.train(rest, held, seed + k, shift)
             # About eight sentences a cue: three to a report, some of them plain.
             made = cue_sentences.make(self.lexicon, self.vocabulary, 3 * len(fold), 1000 + seed + k, fold)
             parts.append(self.read(params, made, k))
@@ -206,8 +227,18 @@ class Trial:
         joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
         return Read([cue for part in parts for cue in part.cue], **joined)
 
-    def phantom(self, seed: int) -> Read:
-        """The phantom's rare phrases, read by a network that was trained without any cue found in them."""
+    def phantom(
+        self, seed: int, everything: bool = False, shift: Callable[[np.ndarray], np.ndarray] | None = None
+    ) -> Read:
+        """The phantom's rare phrases, read by a network that was trained without any cue found in them.
+
+        Args:
+          seed: of sentences and training.
+          everything: train on all cues and expressions, as the RGN of a run is: the phrases are then new to the rule
+            engine alone, as no list was made for them, but parts of some stand in one.
+        """
         reports, evidence, found = rare_phrases(self.vocabulary)
         ids = {cue.id for cue in cue_sentences.cues(self.lexicon)}
-        return self.read(self.train(ids - found, seed), (reports, evidence))
+        held = [phrase.cue.split() for phrase in phrases.HEDGES if not phrase.common]
+        only, without = (ids, ()) if everything else (ids - found, held)
+        return self.read(self.train(only, without, seed, shift), (reports, evidence))
