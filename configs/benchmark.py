@@ -42,11 +42,11 @@ SIZES = {
     "demo": dict(
         model="demo/16",
         studies=6000,
-        epochs=14.0,
-        counts=dict(train=2000, valid=500, test=1500),
-        schedule=dict(epochs=6, batch=64),
+        epochs=20.0,
+        counts=dict(train=2000, valid=1000, test=1500),
+        schedule=dict(epochs=12, batch=64),
         read_out=dict(width=64, heads=4, mlp=64),
-        seeds=5,
+        seeds=8,
         few=3,
         replicates=500,
     ),
@@ -72,6 +72,4 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
     config.other = _LUVIT["get_config"](f"policy=hard,model={size['model']},epochs={size['epochs']},size={small}")
     config.other.data.options.seed = OTHER_SEED
     config.other.data.options.count = size["studies"]
-    if args.size != "test":
-        config.other.train.batch_size, config.other.train.learning_rate = 64, 2e-3
     return config

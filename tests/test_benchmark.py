@@ -107,6 +107,17 @@ def test_rates_are_those_of_the_arm(told):
     assert ours.min() == -1 and ours.max() < given.GROUPS and ((ours == -1) == np.isnan(said.p)).all()
 
 
+def test_an_arm_that_is_told_what_the_reader_believed_has_nothing_left_to_read(told):
+    said = told[0]
+    made = conditions.columns(conditions.CONDITIONS["main"], said, np.zeros(said.p.shape, np.int8))
+    known = given.believed(made)
+    np.testing.assert_array_equal(known["p"], said.belief)
+    assert (known["state"] != findings_lib.NOT_MENTIONED).all()
+    wanted = np.select([said.belief >= 0.9, said.belief <= 0.1], [1, 0], -1)
+    assert (known["state"] == wanted).mean() > 0.999  # but for rounding at .1
+    assert np.isnan(made["p"]).any() and {arm for arm, a in arms.arms().items() if a.believed} == {"oracle_likelihood"}
+
+
 def test_scores_of_a_perfect_and_of_a_useless_model(told):
     rng = np.random.default_rng(0)
     said = told[0]

@@ -142,6 +142,12 @@ def test_a_grid_goes_on_where_it_was_stopped_and_reports(plan, tmp_path, monkeyp
     assert page.count("<svg") == 4 and "src=" not in page and "`expert`" in text and "lexicon_up" in text
 
 
+def test_a_condition_may_want_more_studies_than_the_others_have(plan):
+    few, many = grid.counts_of(plan, "n_500"), grid.counts_of(plan, "n_20000")
+    assert (few.train, many.train) == (500, 20000) and many.valid == plan.counts.valid
+    assert grid.config_of(plan, "n_20000", "image", 1).split == many.shares()
+
+
 def test_a_grid_of_what_is_not_there(plan):
     with pytest.raises(ValueError, match=r"unknown: nowhere, nobody; conditions are main, .* arms hard, u_ones"):
         grid.units(("nowhere",), ("nobody",), (1,), 1, ("image",))

@@ -36,6 +36,7 @@ class Arm:
       policy: fields of PolicyConfig.
       hyper: hyperparameters that are the same in every trial.
       refined: whether the rates are those of the RGN after guided refinement.
+      believed: whether what the reader believed, of every finding, takes the place of what the report says.
       control: the arm with the same rates, shuffled; "" without.
       main: whether it runs in the main condition; the others are studies of their own.
       note: one line; the method's own where empty.
@@ -46,6 +47,7 @@ class Arm:
     policy: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     hyper: Mapping[str, float] = dataclasses.field(default_factory=dict)
     refined: bool = False
+    believed: bool = False
     control: str = ""
     main: bool = True
     note: str = ""
@@ -98,6 +100,9 @@ _KNOWN: dict[str, Arm] = {
     "relearned": Arm("relearned", "likelihood"),
     "bridge": Arm("bridge", "likelihood"),
     "oracle": Arm("oracle", "bound"),
+    "oracle_likelihood": Arm(
+        "report_likelihood", "bound", believed=True, note="report likelihood of the simulated reader's own belief"
+    ),
     "mentions": Arm("mentions", "reference"),
     "smooth_.2": _constant(0.2),
     "sharpen_.2": _constant(-0.2),
@@ -118,4 +123,4 @@ def arms() -> dict[str, Arm]:
 
 
 # What further conditions are tried on.
-SHORT = ("hard", "u_ones", "u_ignore", "smooth_.2", "expert", "permuted", "rgn", "clean")
+SHORT = ("hard", "u_ones", "expert", "permuted", "rgn", "report_likelihood", "clean")

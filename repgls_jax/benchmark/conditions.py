@@ -30,7 +30,7 @@ class Condition:
       policy: fields of PolicyConfig that every method takes.
       shift: added to the certainty of hedged wording, as by a lexicon that is not calibrated to these readers.
       exact: the certainty that each phrase was written for takes the place of the extractor's reading.
-      n: training studies; 0 for all.
+      n: training studies, as many as a hospital has for 0; more than it has make a larger one.
     """
 
     note: str
@@ -59,6 +59,8 @@ CONDITIONS: dict[str, Condition] = {
     "exact": Condition("extraction without error", exact=True),
     "n_500": Condition("500 training studies", n=500),
     "n_1000": Condition("1,000 training studies", n=1000),
+    "n_5000": Condition("5,000 training studies", n=5000),
+    "n_20000": Condition("20,000 training studies", n=20000),
     "balanced": Condition("all findings equally common", {"imbalance": 0.0, "prevalence_scale": 0.4}),
     "long_tail": Condition("a longer tail of rare findings", {"imbalance": 1.7}),
     "prevalence_half": Condition("half the prevalence", {"prevalence_scale": 0.5}),

@@ -30,7 +30,7 @@ from repgls_jax.policies import PolicyConfig
 from repgls_jax.results import bootstrap
 from repgls_jax.train.journal import Journal, duration, finite
 
-VERSION = 2  # raised when a cell's result changes for the same inputs
+VERSION = 3  # raised when a cell's result changes for the same inputs
 SILENT = Journal(None, None)
 
 
@@ -119,15 +119,21 @@ def hospitals(plan: Plan, todo: list[Unit]) -> list[tuple[str, str, int]]:
 def config_of(plan: Plan, condition: str, half: str, seed: int) -> phantom.PhantomConfig:
     """The phantom of a hospital."""
     record = conditions_lib.CONDITIONS[condition]
-    return conditions_lib.phantom_of(record, half, seed, plan.counts, plan.main)
+    return conditions_lib.phantom_of(record, half, seed, counts_of(plan, condition), plan.main)
+
+
+def counts_of(plan: Plan, condition: str) -> hospital.Counts:
+    """Studies of a hospital: the plan's, unless the condition wants more to train on."""
+    more = max(plan.counts.train, conditions_lib.CONDITIONS[condition].n)
+    return dataclasses.replace(plan.counts, train=more)
 
 
 def make_hospital(plan: Plan, condition: str, half: str, seed: int) -> tuple[stages.Done, stages.Done]:
     """The stages of one hospital, done unless they have been: tokens, and labels."""
-    config = config_of(plan, condition, half, seed)
+    config, counts = config_of(plan, condition, half, seed), counts_of(plan, condition)
     return (
-        prepare.tokens(config, plan.counts, plan.other, plan.root, SILENT),
-        prepare.labels(config, plan.counts, plan.other, plan.root, SILENT),
+        prepare.tokens(config, counts, plan.other, plan.root, SILENT),
+        prepare.labels(config, counts, plan.other, plan.root, SILENT),
     )
 
 
@@ -162,12 +168,13 @@ def _cell(plan: Plan, condition: str, half: str, name: str, seed: int, trial: in
     arm, record = arms_lib.arms()[name], conditions_lib.CONDITIONS[condition]
     settings = arm.trials()[trial]
     policy = {**record.policy, **arm.policy, "name": arm.method}
-    stage_inputs = prepare.inputs(config_of(plan, condition, half, seed), plan.counts, plan.other)
+    stage_inputs = prepare.inputs(config_of(plan, condition, half, seed), counts_of(plan, condition), plan.other)
     inputs = {
         "version": VERSION,
         "stages": {name: stages.key_of(values) for name, values in stage_inputs.items()},
         "condition": {"shift": record.shift, "exact": record.exact, "n": record.n},
         "refined": arm.refined,
+        "believed": arm.believed,
         "policy": policy,
         "settings": settings,
         "schedule": dataclasses.asdict(plan.schedule),
@@ -228,15 +235,17 @@ def _train(
     done: tuple[stages.Done, stages.Done],
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The figures of one run, and its arrays."""
-    record, counts = conditions_lib.CONDITIONS[condition], plan.counts
+    record, counts = conditions_lib.CONDITIONS[condition], counts_of(plan, condition)
     stored = _tokens(done[0].folder)
     told, read = prepare.read_labels(done[1])
     made = conditions_lib.columns(record, told, stored["truth"], read)
     n, v = record.n or counts.train, counts.train + counts.valid
     train, valid = given.part(made, 0, n), given.part(made, counts.train, v)
+    labels, mask = given.validation(valid, policy.get("blank", PolicyConfig.blank))
+    if arm.believed:
+        train, valid = given.believed(train), given.believed(valid)
     config = PolicyConfig(**policy)
     rate = given.rates(train, arm, config, seed)
-    labels, mask = given.validation(valid, config.blank)
     tokens = stored["tokens"]
     data = runs.Data(
         _device(tokens[:n]),
