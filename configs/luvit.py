@@ -90,6 +90,7 @@ def rgn() -> ml_collections.ConfigDict:
         dict(
             length=160,  # words of a study's sentences about findings
             made=4000,  # reports made of the lexicon's cues and of general English, half of what is read; 0 for none
+            rates="",  # a rates.parquet to take, such as launch/refine_rates.py's; "" trains a network
             features="",  # of a language model, see data_prep/language_features.py; "" for none
             bare_weight=0.1,  # of mentions without a cue: the expert says nothing of them, most are assertions
             delta=0.1,  # Huber threshold, in rates and in signed certainties

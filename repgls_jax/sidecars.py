@@ -103,20 +103,20 @@ def read(path: pathlib.Path, schema: pa.Schema, vocabulary: findings_lib.Vocabul
 
 
 def as_array(
-    table: pa.Table, column: str, study_ids: Sequence[str], vocabulary: findings_lib.Vocabulary, fill: float
+    table: pa.Table, column: str, study_ids: Sequence[str], vocabulary: findings_lib.Vocabulary, fill: float | str
 ) -> np.ndarray:
     """One column of a side-car as a dense array.
 
     Args:
       table: from :func:`read`.
-      column: a numeric column.
+      column: any column of numbers or strings.
       study_ids: n ids in the order of the result; ids may repeat (several images of a study). Rows of other studies
         are left out.
       vocabulary: order of the findings.
       fill: value where the side-car has no row.
 
     Returns:
-      [n, c] array of the column's dtype.
+      [n, c] array of the column's dtype; of objects for strings.
     """
     dtype = table.schema.field(column).type.to_pandas_dtype()
     order = {name: i for i, name in enumerate(dict.fromkeys(study_ids))}

@@ -4,10 +4,12 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from etils import epath
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -112,6 +114,29 @@ def load(path: epath.PathLike, mesh: Mesh | None = None, which: checkpoint.Which
         f"{folder} {'holds no trained LU-ViT' if folder.is_dir() else 'does not exist'}; expected the folder of a run, "
         "of its checkpoints, or of an export"
     )
+
+
+def encoder(found: Trained, batch: int = 256) -> Callable[[np.ndarray], np.ndarray]:
+    """The frozen encoder: images [n, size, size, 1] as ``input`` says -> tokens float16 [n, l, d], ``batch`` at a time.
+
+    The tokens are what the model takes in the place of images, see :class:`repgls_jax.models.luvit.LUViT`.
+    """
+    network = vit.VisionTransformer(found.model.architecture)
+
+    @jax.jit
+    def apply(params: Any, images: Array) -> Array:
+        out: Any = network.apply({"params": params}, luvit.normalize(images))
+        return out.astype(jnp.float16)
+
+    def encode(images: np.ndarray) -> np.ndarray:
+        parts = []
+        for at in range(0, len(images), batch):
+            some = images[at : at + batch]
+            whole = np.resize(some, (batch, *images.shape[1:]))  # one compiled size
+            parts.append(np.asarray(apply(found.params["encoder"], whole))[: len(some)])
+        return np.concatenate(parts)
+
+    return encode
 
 
 def _of_export(folder: pathlib.Path, mesh: Mesh, which: checkpoint.Which) -> Trained:

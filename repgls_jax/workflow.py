@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import shutil
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -36,7 +37,7 @@ from repgls_jax.train import luvit, parts, place, rgn, sharding
 from repgls_jax.train.journal import Journal
 
 # Raised when a stage's result changes for the same inputs, so that old folders are not taken for new ones.
-STAGE_VERSIONS = {"data": 1, "evidence": 2, "rgn": 2, "luvit": 1, "evaluation": 1}
+STAGE_VERSIONS = {"data": 1, "evidence": 2, "rgn": 3, "luvit": 1, "evaluation": 1}
 
 # In the place of a data set's name: a build that is complete already, in a folder or a bucket.
 BUILT = "build"
@@ -152,13 +153,19 @@ def _rates(config: ml_collections.ConfigDict, done: Prepared, root: pathlib.Path
     assert evidence is not None  # prepare() calls this only for data with reports
 
     def work(folder: pathlib.Path) -> dict[str, Any]:
+        if config.rgn.rates:
+            known = sidecars.read(pathlib.Path(config.rgn.rates), sidecars.RATES, done.vocabulary)
+            if distributed.is_first():
+                shutil.copyfile(config.rgn.rates, folder / "rates.parquet")
+            return {"rates": len(known), "given": True}
         path = evidence.folder / "evidence.parquet"
         return rgn.run(config.rgn, done.vocabulary, done.reports, path, folder, journal, evidence.key, rho)
 
     rho = config.policy.rho
     inputs = _inputs("rgn", evidence=evidence.key, config=config_lib.plain(config.rgn), rho=rho)
-    if config.rgn.features:  # another file at the same place is another input
-        inputs["features"] = hashlib.sha256(pathlib.Path(config.rgn.features).read_bytes()).hexdigest()
+    for name in ("features", "rates"):  # another file at the same place is another input
+        if config.rgn[name]:
+            inputs[name] = hashlib.sha256(pathlib.Path(config.rgn[name]).read_bytes()).hexdigest()
     return stages.run(root, "rgn", inputs, work, journal, everywhere=True)
 
 

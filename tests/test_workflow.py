@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from repgls_jax import evaluate, phantom, workflow
+from repgls_jax import evaluate, phantom, sidecars, workflow
 from repgls_jax.data import shards
 from repgls_jax.findings import CHEXPERT
 from repgls_jax.results import metrics
-from repgls_jax.train import checkpoint, sharding
+from repgls_jax.train import checkpoint, refine, sharding, verified
 from repgls_jax.train.journal import Journal
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -242,3 +242,43 @@ def test_commands_end_with_the_message_and_no_traceback(arguments, message):
     process = run("launch/train.py", *arguments)
     text = process.communicate()[0]
     assert process.returncode == 1 and "error: " in text and message in text and "Traceback" not in text
+
+
+def verified_table(done, path, splits):
+    """Truth of studies of some splits, as experts would write it down."""
+    lines = ["study_id," + ",".join(CHEXPERT.findings)]
+    for split in splits:
+        known = shards.examples(done["data"].folder / "set" / "shards", split)
+        for study, truth in zip(known["study_id"], known["truth"], strict=True):
+            lines.append(f"{study}," + ",".join(map(str, truth.tolist())))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_rates_are_refined_by_verified_studies_and_trained_under(done, root, tmp_path):
+    table = verified_table(done, tmp_path / "labels.csv", ["valid", "test", "train"])
+    settings = refine.RefineConfig(steps=4, batch_size=16, verified_size=8)
+    told = verified.run(done["luvit"].folder, table, tmp_path / "refined", settings, 100, 0, Journal(stream=None))
+    counts = done["data"].summary
+    assert (told["verified"], told["left_out"]) == (counts["valid"] + counts["test"], counts["train"])
+    path = tmp_path / "refined" / "rates.parquet"
+    new = sidecars.read(path, sidecars.RATES, CHEXPERT)
+    assert new.num_rows == counts["train"] * len(CHEXPERT)  # "not mentioned" has a rate as well
+    given = sidecars.read(done["rgn"].folder / "rates.parquet", sidecars.RATES, CHEXPERT)
+    ids = sorted(set(new.column("study_id").to_pylist()))
+    before, after = (sidecars.as_array(t, "rate", ids, CHEXPERT, np.nan) for t in (given, new))
+    assert np.all(np.abs(after) < 1) and "not mentioned" in told["groups"]
+    said = ~np.isnan(before)
+    moved = np.arctanh(after[said].astype(float)) - np.arctanh(np.clip(before[said], -refine.EDGE, refine.EDGE))
+    assert 0 < np.abs(moved).max() <= np.abs(told["delta"]).max() + 1e-3
+    anew = config("size=test")
+    anew.rgn.rates = str(path)
+    again = workflow.run(anew, root, Journal(stream=None))
+    assert again["rgn"].summary == {"rates": new.num_rows, "given": True} and not again["luvit"].reused
+    assert again["evidence"].reused
+
+
+def test_too_few_verified_studies_are_refused(done, tmp_path):
+    table = verified_table(done, tmp_path / "labels.csv", ["train"])
+    with pytest.raises(ValueError, match="0 of them in the build's validation or test split"):
+        verified.run(done["luvit"].folder, table, tmp_path, refine.RefineConfig(), 10, 0, Journal(stream=None))

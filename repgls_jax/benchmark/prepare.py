@@ -7,20 +7,17 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from repgls_jax import phantom, stages, trained, workflow
 from repgls_jax.benchmark import hospital
 from repgls_jax.data import wording
-from repgls_jax.models import luvit as luvit_model
 from repgls_jax.models import rgn as rgn_model
-from repgls_jax.models import vit
 from repgls_jax.reports import engine as engine_lib
 from repgls_jax.stages import Done
 from repgls_jax.train import checkpoint, rgn, sharding
@@ -28,7 +25,6 @@ from repgls_jax.train.journal import Journal
 
 VERSION = 1  # raised when a stage's result changes for the same inputs
 _FILMS, _TOKENS, _LABELS = "films.npz", "tokens.npz", "labels.npz"
-_AT_A_TIME = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +88,7 @@ def tokens(
     def work(folder: pathlib.Path) -> dict[str, Any]:
         stored = _load(made.folder / _FILMS)
         encode, images = _encoder(other.encoder), stored["images"]
-        parts = [encode(images[at : at + _AT_A_TIME]) for at in range(0, len(images), _AT_A_TIME)]
-        _save(folder / _TOKENS, patient=stored["patient"], truth=stored["truth"], tokens=np.concatenate(parts))
+        _save(folder / _TOKENS, patient=stored["patient"], truth=stored["truth"], tokens=encode(images))
         return {"films": len(images)}
 
     return stages.run(root, "tokens", inputs(config, counts, other)["tokens"], work, journal)
@@ -141,22 +136,8 @@ def _engine() -> engine_lib.Engine:
 
 
 @functools.lru_cache(maxsize=1)
-def _encoder(folder: pathlib.Path) -> Any:
-    """uint8 films [n, h, w, 1] -> float16 tokens [n, l, d] of the LU-ViT in ``folder``."""
-    found = trained.load(folder)
-    encoder = vit.VisionTransformer(found.model.architecture)
-    params = found.params["encoder"]
-
-    @jax.jit
-    def apply(films: jax.Array) -> jax.Array:
-        out: Any = encoder.apply({"params": params}, luvit_model.normalize(films))
-        return out.astype(jnp.float16)
-
-    def encode(films: np.ndarray) -> np.ndarray:
-        whole = np.resize(films, (_AT_A_TIME, *films.shape[1:]))  # one compiled size
-        return np.asarray(apply(whole))[: len(films)]
-
-    return encode
+def _encoder(folder: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
+    return trained.encoder(trained.load(folder))
 
 
 @functools.lru_cache(maxsize=1)
