@@ -142,7 +142,9 @@ def test_differences_and_intervals_have_an_oracle():
     low, high = stats.ttest_1samp(each, 0).confidence_interval(0.95)
     np.testing.assert_allclose([d.value, *d.seeds], [each.mean(), low, high], rtol=1e-12)
     np.testing.assert_allclose(d.patients, np.quantile((draws["a"] - draws["b"]).mean(0), [0.025, 0.975]))
-    assert d.sign == 0 and "not told apart" in verdict.sentence(d)
+    shown = tables.differences([d])[1]
+    assert d.sign == 0 and shown[0] == "`a` less `b`" and shown[-1] == "not told apart"
+    assert shown[1:3] == [f"{each.mean():+.4f}", f"[{low:+.4f}, {high:+.4f}]"]
     assert np.isnan(verdict.difference(values, draws, "a", "c").patients).all()
     assert np.isnan(verdict.t_interval([0.5])).all()
 

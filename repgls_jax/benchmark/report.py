@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from repgls_jax import config as config_lib
 from repgls_jax.benchmark import arms as arms_lib
 from repgls_jax.benchmark import conditions as conditions_lib
-from repgls_jax.benchmark import figures, grid, tables, verdict
+from repgls_jax.benchmark import figures, grid, tables
 from repgls_jax.results import template
 from repgls_jax.train.journal import finite
 
@@ -108,22 +108,19 @@ def _settings(rows: Sequence[Mapping[str, Any]], plan: grid.Plan) -> Section:
 
 
 def _half(rows: Any, half: str, claims: Mapping[str, Any], names: Sequence[str]) -> Section:
-    lines = []
+    verdicts: list[tuple[str, Any]] = []
     for metric, found in claims.items():
         title = "AUROC" if metric == "auroc" else "AUROC of rare findings"
-        lines += [f"{title}: {verdict.sentence(d)}" for d in found["differences"]]
-        lines += [
-            f"{title}: {r.arm} recovers {r.value:.0%} of the way from {r.start} to {r.goal}; "
-            f"seeds [{r.seeds[0]:.0%}, {r.seeds[1]:.0%}], patients [{r.patients[0]:.0%}, {r.patients[1]:.0%}]"
-            if np.isfinite(r.value)
-            else f"{title}: {r.goal} is no better than {r.start}, so that there is nothing to recover"
-            for r in found["recovered"]
+        verdicts += [
+            (f"Verdict, {title}", tables.differences(found["differences"])),
+            (f"Of the way to clean labels, {title}", tables.recovered(found["recovered"])),
         ]
     shown = [(title, tables.main(rows, half, *columns)) for title, columns in _PARTS.items()]
+    shown += verdicts
     shown += [("Negative rates: r = -.5 for plain wording", tables.negative(rows, half))]
     if len(names) > 1:
         shown += [("AUROC in every condition", tables.conditions(rows, half, names))]
-    return Section(f"Reader's evidence: {half}", lines, [(c, t) for c, t in shown if t])
+    return Section(f"Reader's evidence: {half}", [], [(c, t) for c, t in shown if t])
 
 
 def _tuning(rows: Any) -> Section:

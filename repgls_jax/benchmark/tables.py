@@ -110,6 +110,31 @@ def signed(d: verdict.Difference) -> str:
     return f"{d.value:+.4f} [{d.seeds[0]:+.4f}, {d.seeds[1]:+.4f}]"
 
 
+def differences(found: Sequence[verdict.Difference]) -> list[list[str]]:
+    """What the claims rest on: each difference with both intervals, and what may be said of it."""
+    made = [["difference", "value", "over hospitals", "over patients", ""]]
+    for d in found:
+        made.append([f"`{d.first}` less `{d.second}`", f"{d.value:+.4f}", _range(d.seeds), _range(d.patients), d.word])
+    return made if len(made) > 1 else []
+
+
+def recovered(found: Sequence[verdict.Recovered]) -> list[list[str]]:
+    """The share of the way from the best fixed policy to clean labels; "n/a" where there is no such way."""
+    made = [["arm", "from", "share", "over hospitals", "over patients"]]
+    for r in found:
+        shown = [_share(r.value), *(f"[{_share(low)}, {_share(high)}]" for low, high in (r.seeds, r.patients))]
+        made.append([f"`{r.arm}`", f"`{r.start}`", *shown])
+    return made if len(made) > 1 else []
+
+
+def _range(bounds: tuple[float, float]) -> str:
+    return f"[{bounds[0]:+.4f}, {bounds[1]:+.4f}]"
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.0f} %" if np.isfinite(value) else "n/a"
+
+
 def main(rows: Rows, half: str, metrics: Sequence[str], baseline: str = "") -> list[list[str]]:
     """A table of the main condition: heading, then arms from the best AUROC down.
 

@@ -43,6 +43,11 @@ class Difference:
         bounds = np.array([self.seeds, self.patients])
         return int((bounds > 0).all()) - int((bounds < 0).all())
 
+    @property
+    def word(self) -> str:
+        """The sign in words."""
+        return {1: "better", -1: "worse", 0: "not told apart"}[self.sign]
+
 
 def t_interval(values: Sequence[float]) -> tuple[float, float]:
     """Student's 95 % interval for the mean; NaN with fewer than two values."""
@@ -142,10 +147,3 @@ def claims(
         return differences, []
     start = best_fixed(values, fixed)
     return differences, [recovered(values, draws, arm, start, "clean") for arm in known]
-
-
-def sentence(d: Difference) -> str:
-    """The difference as one line of text, verdict included."""
-    said = {1: "better", -1: "worse", 0: "not told apart"}[d.sign]
-    over = f"seeds [{d.seeds[0]:+.4f}, {d.seeds[1]:+.4f}], patients [{d.patients[0]:+.4f}, {d.patients[1]:+.4f}]"
-    return f"{d.first} less {d.second}: {d.value:+.4f}; {over}: {said}"
