@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import runpy
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from repgls_jax.benchmark import conditions, grid, hospital, prepare, report, runs
+from repgls_jax.benchmark import conditions, grid, hospital, planning, prepare, report, runs
 from repgls_jax.models import luvit, vit
 from repgls_jax.policies import PolicyConfig
 from repgls_jax.results import metrics
@@ -146,6 +147,13 @@ def test_a_condition_may_want_more_studies_than_the_others_have(plan):
     few, many = grid.counts_of(plan, "n_500"), grid.counts_of(plan, "n_20000")
     assert (few.train, many.train) == (500, 20000) and many.valid == plan.counts.valid
     assert grid.config_of(plan, "n_20000", "image", 1).split == many.shares()
+
+
+def test_other_conditions_are_compared_with_the_main_one():
+    root = pathlib.Path(__file__).parents[1]
+    config = runpy.run_path(str(root / "configs" / "benchmark.py"))["get_config"]("size=test,conditions=noise_low")
+    assert {unit.condition for unit in planning.units(config)} == {"noise_low"}
+    assert {unit.condition for unit in planning.main_units(config)} == {"main"}
 
 
 def test_a_grid_of_what_is_not_there(plan):

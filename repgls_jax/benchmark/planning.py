@@ -20,6 +20,13 @@ def units(config: ml_collections.ConfigDict) -> list[grid.Unit]:
     return grid.units(names, tuple(config.arms) or tuple(arms.arms()), seeds, config.few, tuple(config.halves))
 
 
+def main_units(config: ml_collections.ConfigDict) -> list[grid.Unit]:
+    """The units of the main condition alone, whatever conditions the config asks for."""
+    other = config.copy_and_resolve_references()
+    other.conditions = ("main",)
+    return units(other)
+
+
 def plan(config: ml_collections.ConfigDict, root: pathlib.Path, journal: Journal) -> grid.Plan:
     """The plan; trains encoder and RGN at the other hospital unless that has been done.
 
