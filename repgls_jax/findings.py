@@ -9,6 +9,8 @@ every array in this project follows one vocabulary's order. Two files with diffe
 import dataclasses
 from collections.abc import Iterable
 
+import numpy as np
+
 # int8 label states. They are kept apart from disk to the edge of the loss, where a label policy reads them.
 NOT_MENTIONED = -2
 UNCERTAIN = -1
@@ -30,6 +32,13 @@ def state_of(p: float) -> int:
     if p >= CERTAIN:
         return POSITIVE
     return NEGATIVE if round(p, 6) <= round(1 - CERTAIN, 6) else UNCERTAIN
+
+
+def states_of(p: np.ndarray) -> np.ndarray:
+    """:func:`state_of` of an array of any shape, int8; NaN is "not mentioned"."""
+    hedged = (p > 1 - CERTAIN + 1e-6) & (p < CERTAIN)
+    state = np.where(hedged, UNCERTAIN, np.where(p >= CERTAIN, POSITIVE, NEGATIVE))
+    return np.where(np.isnan(p), NOT_MENTIONED, state).astype(np.int8)
 
 
 @dataclasses.dataclass(frozen=True)

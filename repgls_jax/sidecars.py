@@ -78,6 +78,34 @@ def write(
     temporary.replace(path)
 
 
+def write_rates(
+    path: pathlib.Path,
+    rates: np.ndarray,
+    kept: np.ndarray,
+    study_ids: Sequence[str],
+    vocabulary: findings_lib.Vocabulary,
+    **origin: str,
+) -> None:
+    """Writes a side-car of :data:`RATES`.
+
+    Args:
+      path: where.
+      rates: [n, c] float in (-1, 1).
+      kept: [n, c] bool, entries that are written; the rate of the others is the policy's ``r_blank``.
+      study_ids: n ids.
+      vocabulary: order of the findings.
+      origin: ``labeller``, ``version`` and ``evidence_hash``, the same for all.
+    """
+    studies, columns = np.nonzero(kept)
+    rows = {
+        "study_id": [study_ids[i] for i in studies.tolist()],
+        "finding": [vocabulary.findings[k] for k in columns],
+        "rate": rates[studies, columns].astype(np.float32),
+        **{name: [value] * len(studies) for name, value in origin.items()},
+    }
+    write(path, rows, RATES, vocabulary)
+
+
 def read(path: pathlib.Path, schema: pa.Schema, vocabulary: findings_lib.Vocabulary) -> pa.Table:
     """Reads a side-car and checks its columns, its vocabulary and that no (study, finding) stands twice.
 

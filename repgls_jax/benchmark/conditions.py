@@ -102,11 +102,14 @@ def columns(
     if condition.exact:  # "No Finding" follows from the others by the extractor's rule; readers seldom say it
         drawn = np.array([name != findings_lib.NO_FINDING for name in hospital.VOCABULARY.findings])
         p[:, drawn] = told.meant[:, drawn]
-    hedged = (p > 1 - findings_lib.CERTAIN + 1e-6) & (p < findings_lib.CERTAIN)
+    hedged = findings_lib.states_of(p) == findings_lib.UNCERTAIN
     # Short of certain: a lexicon that is off by .15 still knows a hedge from an assertion.
     p = np.where(hedged, np.clip(p + condition.shift, 0.11, 0.89), p).astype(np.float32)
-    state = np.where(p >= findings_lib.CERTAIN, findings_lib.POSITIVE, findings_lib.NEGATIVE)
-    state = np.where(hedged, findings_lib.UNCERTAIN, state)
-    state = np.where(np.isnan(p), findings_lib.NOT_MENTIONED, state).astype(np.int8)
-    made = {"state": state, "p": p, "observed": np.ones(p.shape, bool), "truth": truth, "belief": told.belief}
+    made = {
+        "state": findings_lib.states_of(p),
+        "p": p,
+        "observed": np.ones(p.shape, bool),
+        "truth": truth,
+        "belief": told.belief,
+    }
     return made if rates is None else {**made, "read": rates}

@@ -42,10 +42,7 @@ def rates(made: labels_lib.Columns, arm: Arm, config: PolicyConfig, seed: int) -
 
 def believed(made: labels_lib.Columns) -> labels_lib.Columns:
     """The same with the reader's belief in the place of what the report says: an upper bound of any reading of it."""
-    p = made["belief"]
-    plain = np.where(p >= 0.5, findings_lib.POSITIVE, findings_lib.NEGATIVE)
-    state = np.where(np.abs(p - 0.5) < findings_lib.CERTAIN - 0.5, findings_lib.UNCERTAIN, plain).astype(np.int8)
-    return {**made, "p": p, "state": state}
+    return {**made, "p": made["belief"], "state": findings_lib.states_of(made["belief"])}
 
 
 def columns(made: labels_lib.Columns, arm: Arm, rate: np.ndarray | None) -> labels_lib.Columns:

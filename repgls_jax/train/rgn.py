@@ -130,31 +130,11 @@ def run(
     Raises:
       ValueError: no training study has evidence, or features and made sentences are asked for together.
     """
-    reports = pq.read_table(reports_path)
-    evidence = sidecars.read(evidence_path, sidecars.EVIDENCE, vocabulary)
-    settings, features = dict(config.model), None
-    if config.features:
-        if config.made:
-            raise ValueError(
-                f"rgn.made is {config.made}, and made sentences have no features in {config.features}; "
-                "set --config.rgn.made=0"
-            )
-        features = language.read(pathlib.Path(config.features))
-        settings["features"] = language.dims_of(features)
-    wording = wording_lib.read(reports, evidence, vocabulary, config.length, config.bare_weight, rho, features)
-    split_of = dict(zip(reports.column("study_id").to_pylist(), reports.column("split").to_pylist(), strict=True))
-    split = np.array([split_of[s] for s in wording.study_ids])
+    wording, split, settings = _read(config, vocabulary, reports_path, evidence_path, rho)
     rows = {name: np.nonzero(split == name)[0] for name in ("train", "valid", "test")}
     if not len(rows["train"]):
         raise ValueError("no study of the training split has evidence; the RGN has nothing to learn from")
-    taught, lessons = wording, rows["train"]
-    if config.made:
-        english = expressions.load()
-        made = cue_sentences.make(lexicon.load(), vocabulary, config.made, config.train.seed, None, english)
-        taught = wording.joined(wording_lib.read(*made, vocabulary, config.length, config.bare_weight, rho))
-        # However large the data set, at least half of what is read is made: few reports hedge, and in few ways.
-        more = np.arange(len(split), len(taught.study_ids))
-        lessons = np.concatenate([lessons, np.resize(more, max(len(more), len(lessons)))])
+    taught, lessons = _taught(config, vocabulary, wording, rows["train"], rho)
     model = rgn.build(len(vocabulary), **settings)
 
     def rates_of(params: Params, batch: Batch) -> Array:
@@ -181,7 +161,9 @@ def run(
     unread = wording.mentioned & (wording.arrays["span"][..., 0] == wording.arrays["span"][..., 1])
     rates = np.where(unread, wording.expert, rates)
     if distributed.is_first():
-        _write(folder / "rates.parquet", rates, wording, vocabulary, evidence_key, folder.name)
+        origin = {"labeller": "rgn", "version": folder.name, "evidence_hash": evidence_key}
+        path = folder / "rates.parquet"
+        sidecars.write_rates(path, rates, wording.mentioned, wording.study_ids, vocabulary, **origin)
     known = {name: agreement(rates[rows[name]], wording, rows[name]) for name in ("valid", "test")}
     return {
         "studies": len(wording.study_ids),
@@ -191,27 +173,42 @@ def run(
     }
 
 
-def _write(
-    path: pathlib.Path,
-    rates: np.ndarray,
-    wording: wording_lib.Wording,
+def _read(
+    config: ml_collections.ConfigDict,
     vocabulary: findings_lib.Vocabulary,
-    evidence_key: str,
-    version: str,
-) -> None:
-    """Writes the rates of mentioned findings; the rate of the others is the policy's ``r_blank``."""
-    studies, columns = np.nonzero(wording.mentioned)
-    n = len(studies)
-    sidecars.write(
-        path,
-        {
-            "study_id": [wording.study_ids[i] for i in studies],
-            "finding": [vocabulary.findings[k] for k in columns],
-            "rate": rates[studies, columns],
-            "labeller": ["rgn"] * n,
-            "version": [version] * n,
-            "evidence_hash": [evidence_key] * n,
-        },
-        sidecars.RATES,
-        vocabulary,
-    )
+    reports_path: pathlib.Path,
+    evidence_path: pathlib.Path,
+    rho: float,
+) -> tuple[wording_lib.Wording, np.ndarray, dict[str, Any]]:
+    """What reports say, the split [n] of each study, and the network's settings with the width of the features."""
+    reports = pq.read_table(reports_path)
+    evidence = sidecars.read(evidence_path, sidecars.EVIDENCE, vocabulary)
+    settings, features = dict(config.model), None
+    if config.features:
+        if config.made:
+            raise ValueError(
+                f"rgn.made is {config.made}, and made sentences have no features in {config.features}; "
+                "set --config.rgn.made=0"
+            )
+        features = language.read(pathlib.Path(config.features))
+        settings["features"] = language.dims_of(features)
+    wording = wording_lib.read(reports, evidence, vocabulary, config.length, config.bare_weight, rho, features)
+    split_of = dict(zip(reports.column("study_id").to_pylist(), reports.column("split").to_pylist(), strict=True))
+    return wording, np.array([split_of[s] for s in wording.study_ids]), settings
+
+
+def _taught(
+    config: ml_collections.ConfigDict,
+    vocabulary: findings_lib.Vocabulary,
+    wording: wording_lib.Wording,
+    rows: np.ndarray,
+    rho: float,
+) -> tuple[wording_lib.Wording, np.ndarray]:
+    """The wording that is learned from, made sentences behind the data's, and the rows of it that are read."""
+    if not config.made:
+        return wording, rows
+    made = cue_sentences.make(lexicon.load(), vocabulary, config.made, config.train.seed, None, expressions.load())
+    taught = wording.joined(wording_lib.read(*made, vocabulary, config.length, config.bare_weight, rho))
+    # However large the data set, at least half of what is read is made: few reports hedge, and in few ways.
+    more = np.arange(len(wording.study_ids), len(taught.study_ids))
+    return taught, np.concatenate([rows, np.resize(more, max(len(more), len(rows)))])

@@ -40,6 +40,7 @@ from repgls_jax.train.state import create
 from repgls_jax.train.step import make_train_step
 
 _WORDS = 64  # of a made report
+_RARE = tuple(phrase for phrase in phrases.HEDGES if not phrase.common)
 _LOW, _HIGH = 0.1, 0.9  # certainties between are hedges
 # Words of a table of reports, for a language model's features; see repgls_jax.data.language.
 Featurise = Callable[[pa.Table, pa.Table], pa.Table]
@@ -105,8 +106,7 @@ def rare_phrases(vocabulary: findings_lib.Vocabulary) -> tuple[pa.Table, pa.Tabl
     """
     engine = engine_lib.Engine(vocabulary)
     reports, rows, found = [], [], set[str]()
-    rare = [phrase for phrase in phrases.HEDGES if not phrase.common]
-    for phrase in rare:
+    for phrase in _RARE:
         for t, template in enumerate(phrase.templates):
             for finding, name in terms.SHORT.items():
                 if finding == "Support Devices" or finding not in vocabulary.findings:
@@ -236,9 +236,10 @@ class Trial:
           seed: of sentences and training.
           everything: train on all cues and expressions, as the RGN of a run is: the phrases are then new to the rule
             engine alone, as no list was made for them, but parts of some stand in one.
+          shift: changes the hedges' certainties in training.
         """
         reports, evidence, found = rare_phrases(self.vocabulary)
         ids = {cue.id for cue in cue_sentences.cues(self.lexicon)}
-        held = [phrase.cue.split() for phrase in phrases.HEDGES if not phrase.common]
+        held = [phrase.cue.split() for phrase in _RARE]
         only, without = (ids, ()) if everything else (ids - found, held)
         return self.read(self.train(only, without, seed, shift), (reports, evidence))

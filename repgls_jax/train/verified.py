@@ -57,27 +57,12 @@ def run(
       FileNotFoundError: the run, a stage or the table is not there.
       ValueError: the data has no reports, or fewer than :data:`LEAST` verified studies can be used.
     """
-    record = json.loads((folder / trained.RECORD).read_text())
-    root, stages = folder.resolve().parent, record["stages"]
-    if "evidence" not in stages:
-        raise ValueError(f"{folder} was trained without reports; there are no rates to refine")
     found = trained.load(folder)
-    vocabulary, data = found.vocabulary, root / stages["data"] / "set" / SHARDS
-    evidence = sidecars.read(root / stages["evidence"] / "evidence.parquet", sidecars.EVIDENCE, vocabulary)
-    rates = (
-        sidecars.read(root / stages["rgn"] / "rates.parquet", sidecars.RATES, vocabulary) if "rgn" in stages else None
-    )
-    settings = methods.settings(record["config"]["policy"])
-    policy = PolicyConfig("rgn" if rates is not None else "expert", rho=settings.rho, r_blank=settings.r_blank)
-
+    data, evidence, made, ids = _said(folder, found.vocabulary, seed)
     encode = trained.encoder(found)
-    checks, truth, known, left_out = _verified(verified, data, vocabulary)
+    checks, truth, known, left_out = _verified(verified, data, found.vocabulary)
     journal.say(f"{len(truth):,} films of verified studies; {left_out:,} studies of {verified} left out")
-    examples = shards.examples(data, "train")
-    ids = list(examples["study_id"])
-    made = labels_lib.columns(examples, evidence, vocabulary)
-    made = labels_lib.with_rates(made, ids, rates, vocabulary, policy, seed)
-    cue = sidecars.as_array(evidence, "cue", ids, vocabulary, "")
+    cue = sidecars.as_array(evidence, "cue", ids, found.vocabulary, "")
     group, names = refine.groups_of(cue, ~np.isnan(made["p"]))
     rows = np.arange(len(ids))
     if len(rows) > most:
@@ -95,13 +80,16 @@ def run(
 
     got = refine.refine(apply, head, some, few, len(names), config, jax.random.key(seed))
     moved = np.asarray(refine.shifted(jnp.asarray(made["rate"]), jnp.asarray(group), got.refinement, config.bound))
-    # A study's films share its report, and so its rates.
-    _, first = np.unique(np.array(ids), return_index=True)
+    # A study's films share its report, and so its rates; unlike the RGN's, findings not mentioned have one as well.
+    studies, first = np.unique(np.array(ids), return_index=True)
     output.mkdir(parents=True, exist_ok=True)
-    _write(output / "rates.parquet", [ids[i] for i in first], moved[first], vocabulary, stages["evidence"], folder.name)
+    origin = {"labeller": LABELLER, "version": folder.name, "evidence_hash": _record(folder)["stages"]["evidence"]}
+    everything = np.ones(moved[first].shape, bool)
+    path = output / "rates.parquet"
+    sidecars.write_rates(path, moved[first], everything, studies.tolist(), found.vocabulary, **origin)
     result = {
         "groups": list(names),
-        "findings": list(vocabulary.findings),
+        "findings": list(found.vocabulary.findings),
         "delta": np.asarray(got.delta).round(4).tolist(),
         "seen": np.asarray(got.seen).astype(int).tolist(),
         "verified": len(truth),
@@ -110,6 +98,33 @@ def run(
     }
     (output / "refined.json").write_text(json.dumps(result, indent=1))
     return result
+
+
+def _record(folder: pathlib.Path) -> dict[str, Any]:
+    """What the run says of itself."""
+    record: dict[str, Any] = json.loads((folder / trained.RECORD).read_text())
+    return record
+
+
+def _said(
+    folder: pathlib.Path, vocabulary: findings_lib.Vocabulary, seed: int
+) -> tuple[pathlib.Path, pa.Table, labels_lib.Columns, list[str]]:
+    """The run's shards, its evidence, what training films' reports say with the rates it used, and their studies."""
+    record, root = _record(folder), folder.resolve().parent
+    stages = record["stages"]
+    if "evidence" not in stages:
+        raise ValueError(f"{folder} was trained without reports; there are no rates to refine")
+    evidence = sidecars.read(root / stages["evidence"] / "evidence.parquet", sidecars.EVIDENCE, vocabulary)
+    rates = None
+    if "rgn" in stages:
+        rates = sidecars.read(root / stages["rgn"] / "rates.parquet", sidecars.RATES, vocabulary)
+    settings = methods.settings(record["config"]["policy"])
+    policy = PolicyConfig("rgn" if rates is not None else "expert", rho=settings.rho, r_blank=settings.r_blank)
+    data = root / stages["data"] / "set" / SHARDS
+    examples = shards.examples(data, "train")
+    ids = list(examples["study_id"])
+    made = labels_lib.columns(examples, evidence, vocabulary)
+    return data, evidence, labels_lib.with_rates(made, ids, rates, vocabulary, policy, seed), ids
 
 
 def _verified(
@@ -139,24 +154,3 @@ def _verified(
     for column, k in columns.items():
         truth[:, column] = told[:, k]
     return np.concatenate(films), np.maximum(truth, 0), truth >= 0, len(studies) - len(used)
-
-
-def _write(
-    path: pathlib.Path,
-    study_ids: list[str],
-    rates: np.ndarray,
-    vocabulary: findings_lib.Vocabulary,
-    evidence: str,
-    version: str,
-) -> None:
-    """Rates of every finding of every study, mentioned or not."""
-    n, c = rates.shape
-    columns = {
-        "study_id": np.repeat(np.array(study_ids), c).tolist(),
-        "finding": list(vocabulary.findings) * n,
-        "rate": pa.array(rates.ravel().astype(np.float32)),
-        "labeller": [LABELLER] * (n * c),
-        "version": [version] * (n * c),
-        "evidence_hash": [evidence] * (n * c),
-    }
-    sidecars.write(path, columns, sidecars.RATES, vocabulary)
