@@ -112,8 +112,8 @@ def rgn() -> ml_collections.ConfigDict:
     )
 
 
-def official(name: str, args: ml_collections.ConfigDict, image_size: int) -> ml_collections.ConfigDict:
-    """Every option of a public data set, with its default where the arguments say nothing."""
+def options_of(name: str, args: ml_collections.ConfigDict, image_size: int) -> ml_collections.ConfigDict:
+    """Every option of a data set, with its default where the arguments say nothing."""
     parameters = inspect.signature(data.DATASETS[name]).parameters.values()
     given = dict(source=args.source, image_size=image_size) | (dict(findings=args.findings) if args.findings else {})
     return ml_collections.ConfigDict({p.name: p.default for p in parameters} | given)
@@ -133,22 +133,19 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
     # The seed of the data (of the phantom, and of splits that a table does not give) is not the run's: runs share data.
     datasets = {
         "phantom": dataclasses.asdict(phantom.PhantomConfig(image_size=image_size)) | {"count": size["studies"]},
-        "table": dict(
-            source=args.source,
-            table=args.table,
-            findings=args.findings or "chexpert",
-            image_size=image_size,
-            bits=8,  # of a pixel; 16 keeps what images of more than 8 bits show
-            # Role -> column, where a column's name does not say its role; "" for none.
-            columns=ml_collections.ConfigDict({role: config_dict.placeholder(str) for role in columns.SPELLINGS}),
-            ignore=(),  # label names outside the vocabulary to leave out
-            seed=0,
-        ),
     }
-    datasets |= {name: official(name, args, image_size) for name in data.DATASETS if name not in datasets}
+    datasets |= {name: options_of(name, args, image_size) for name in data.DATASETS if name not in datasets}
+    datasets["table"].table = args.table
+    # Role -> column, where a column's name does not say its role; "" for none.
+    datasets["table"].columns = ml_collections.ConfigDict(
+        {role: config_dict.placeholder(str) for role in columns.SPELLINGS}
+    )
     options = config_lib.choose("data", args.data, datasets)
     config.data = dict(dataset=args.data, options=options, also=mixture.read(args.also))
-    config.extract = dict(backend="lexicon")
+    config.extract = dict(
+        backend="lexicon",  # reads the reports here
+        evidence="",  # evidence.parquet made beforehand (a language model's, a calibrated lexicon's) in its place
+    )
     config.rgn = rgn()
     config.rgn.train.seed = args.seed
     config.model = dict(

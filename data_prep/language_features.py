@@ -2,7 +2,7 @@
 
   python data_prep/language_features.py --reports=runs/data-KEY/set/reports.parquet \
       --evidence=runs/evidence-KEY/evidence.parquet --model=FOLDER --output=features.parquet
-  python launch/train.py --config=configs/rgn.py --config.rgn.features=features.parquet
+  python launch/train.py --config=configs/rgn.py --config.rgn.features=features.parquet --config.rgn.made=0
 
 The model is a folder of Hugging Face's transformers (Qwen3, a BERT) with safetensors weights; needs the extra
 ``labels``. The file holds no text, but words can be guessed from it: keep it where the reports are kept.

@@ -24,6 +24,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or PyTorch would have a quarter of a GPU's memory
+
 import jax
 import jax.numpy as jnp
 import ml_collections

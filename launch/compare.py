@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from repgls_jax import distributed, evaluate, workflow
+from repgls_jax import distributed, evaluate, job, workflow
 from repgls_jax.config import parse_flags, plain
 from repgls_jax.data import shards
 from repgls_jax.results import compare, table
@@ -26,7 +26,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs", "folder of the stages")
 _POLICIES = flags.DEFINE_list("policies", None, "label policies; the first is the baseline", required=True)
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "seeds of the runs")
 _OUTPUT = flags.DEFINE_string("output", None, "folder to write to", required=True)
-distributed.define_flags()
+job.define_flags()
 
 
 def _with(policy: str, seed: int) -> ml_collections.ConfigDict:
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
         settings = plain(_CONFIG.value)  # the file is read here
     except OSError as error:
         raise SystemExit(f"error: {error}") from None
-    with distributed.launched({**settings, "policies": _POLICIES.value, "seeds": _SEEDS.value}):
+    with job.launched({**settings, "policies": _POLICIES.value, "seeds": _SEEDS.value}):
         _compare()
 
 

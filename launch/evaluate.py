@@ -16,7 +16,7 @@ import pathlib
 
 from absl import app, flags, logging
 
-from repgls_jax import distributed, evaluate
+from repgls_jax import distributed, evaluate, job
 from repgls_jax.evaluation import sets
 
 _RUN = flags.DEFINE_string("run", None, "folder of a LU-ViT run; its data is found beside it")
@@ -35,7 +35,7 @@ _BATCH = flags.DEFINE_integer("batch_size", 128, "images at a time", lower_bound
 _REPLICATES = flags.DEFINE_integer("replicates", 1000, "bootstrap replicates; 0 for no intervals", lower_bound=0)
 _GALLERY = flags.DEFINE_integer("gallery", 12, "films of each kind on the page; 0 for none", 0, 200)
 _SHOW_IDS = flags.DEFINE_bool("show_ids", False, "name image, study and patient of these films")
-distributed.define_flags()
+job.define_flags()
 
 
 def _which(value: str) -> int | str:
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
         "paths": [_RUN.value, _MODEL.value, _DATA.value, _EVIDENCE.value, _AGAINST.value],
         "split": _SPLIT.value,
     }
-    with distributed.launched(told):
+    with job.launched(told):
         try:
             _evaluate(output, dataclasses.asdict(settings))
         except (ValueError, OSError) as error:

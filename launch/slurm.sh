@@ -31,8 +31,9 @@ if [[ -d .venv ]]; then
   source .venv/bin/activate
 fi
 
-# Threads of the input beside the devices' own work; proxies would catch the processes' messages to each other.
-export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
+# srun does not take the cores of a task from sbatch by itself (since SLURM 22.05): each would have one. Proxies would
+# catch the processes' messages to each other.
+export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
 unset http_proxy https_proxy all_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY
 
 disk=()

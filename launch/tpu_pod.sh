@@ -6,7 +6,8 @@
 #   launch/tpu_pod.sh NAME ZONE stop                      # SIGTERM: training saves its state and ends
 #
 # NAME is that of `gcloud compute tpus tpu-vm create`. The arguments after "train" are those of launch/train.py. The
-# work directory must be a folder that all hosts see: Filestore (NFS), or a bucket mounted by Cloud Storage FUSE.
+# work directory must be a folder that all hosts see and in which folders can be renamed: Filestore (NFS), or a bucket
+# with a hierarchical namespace mounted by Cloud Storage FUSE.
 #
 # Variables: PROJECT (gcloud's default), SOURCE (git address or gs://.../repgls.tar.gz that the hosts can read, for
 # setup), DISK (folder on the hosts' own disks that shards are copied to, default /tmp/repgls), BUILD (gs:// address of
@@ -32,7 +33,9 @@ case "$what" in
       *) get="git clone -q --depth=1 $(printf %q "$SOURCE") ~/repgls" ;;
     esac
     everywhere "set -eo pipefail; rm -rf ~/repgls; mkdir ~/repgls; $get; cd ~/repgls
-      python3 -m venv .venv; . .venv/bin/activate
+      if python3 -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))'; then python3 -m venv .venv
+      else python3 -m pip install -q --user uv; python3 -m uv venv -q --seed --python=3.12 .venv; fi
+      . .venv/bin/activate
       pip install -q -r requirements.txt; pip install -q -e '.[tpu]' gcsfs
       python -c 'import jax; jax.distributed.initialize(); print(jax.process_index(), jax.device_count(), \"devices\")'"
     ;;

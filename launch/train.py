@@ -16,7 +16,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from repgls_jax import distributed, workflow
+from repgls_jax import distributed, job, workflow
 from repgls_jax.config import parse_flags, plain
 from repgls_jax.data import fetch
 from repgls_jax.train import profiler
@@ -31,7 +31,7 @@ _BUILD = flags.DEFINE_string(
 _DISK = flags.DEFINE_string("disk", None, "folder on a fast disk of each machine to copy the image shards to")
 _CHECKPOINTS = flags.DEFINE_string("checkpoints", "", "folder or gs:// address for LU-ViT's checkpoints")
 _PROFILE = flags.DEFINE_string("profile", "", "FIRST:LAST, steps of each training to trace into its folder 'profile'")
-distributed.define_flags()
+job.define_flags()
 
 
 def main(argv: list[str]) -> None:
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
         with config.unlocked():
             config.data.dataset = workflow.BUILT
             config.data.options = {"source": _BUILD.value, "image_size": image_size}
-    with distributed.launched(settings | {"build": _BUILD.value}):
+    with job.launched(settings | {"build": _BUILD.value}):
         _run()
 
 

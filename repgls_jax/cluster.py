@@ -1,6 +1,6 @@
 """Which job of several processes this one is a part of: from flags, or from what the launcher left in the environment.
 
-Nothing is joined here; :mod:`repgls_jax.distributed` does that. Where jax.distributed finds an address or a number by
+Nothing is joined here; :mod:`repgls_jax.job` does that. Where jax.distributed finds an address or a number by
 itself (SLURM, Open MPI, TPU), it is left to it; what it leaves open or gets wrong is decided here, and no environment
 that speaks of several processes ever ends in a lonely one.
 """
@@ -168,10 +168,14 @@ def _share(env: Mapping[str, str], local: int, here: int) -> tuple[int, ...] | N
     jax.distributed would take the GPU ``local``: one of all where a process has the whole machine, and one that is not
     there where the launcher shows each process only its own.
     """
-    shown = env.get("CUDA_VISIBLE_DEVICES", "")
-    seen = len([d for d in shown.split(",") if d]) if shown else _number(env, "SLURM_GPUS_ON_NODE", 0)
+    shown = len([d for d in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if d])
+    node = _number(env, "SLURM_GPUS_ON_NODE", 0)
+    seen = shown or node
     if seen == 0:
         return None
+    # What is shown is the process's own where it is one, not all of the node's, or what SLURM was told to give a task.
+    if shown and (shown == 1 or shown < node or str(shown) == env.get("SLURM_GPUS_PER_TASK", "").rpartition(":")[2]):
+        return tuple(range(shown))
     if seen == 1:
         return (0,)
     if seen % here:

@@ -1,256 +1,35 @@
-"""Several processes that train one network: joining, waiting for each other, and ending together.
+"""What several processes that train one network do together: agree, wait for each other, and let the first one work.
 
-Scripts enter :func:`launched` before anything touches a device. From then on jax.devices() are those of all processes,
-and every process runs the same program; what only one may do (files, building data) is done by the first through
-:func:`from_first`. A process that fails tells the others why, and all of them end; one that dies without a word is
-missed by JAX's coordination service, which ends the others too. In a process of its own all of this costs nothing.
+Every process runs the same program on jax.devices(), which are those of all of them (:mod:`repgls_jax.job`); what only
+one may do (files, building data) is done by the first through :func:`from_first`. In a process of its own all of this
+costs nothing.
 """
 
-import contextlib
 import hashlib
 import importlib.metadata
 import itertools
 import json
-import os
 import pathlib
 import platform
-import signal
 import socket
-import sys
-import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from types import TracebackType
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-from absl import flags
 from jax._src import distributed as coordination
 from jax.errors import JaxRuntimeError
 from jax.experimental import multihost_utils
 
-from repgls_jax import cluster
 from repgls_jax.train.journal import Journal
 
-HEARTBEAT = 100  # seconds without a sign of life after which the coordination service gives a process up
 SEEN = 60.0  # seconds that a file may take to show on other hosts; network file systems cache folders for up to 60
-_FAILED = "repgls/failed"
-_LOOK = 1.0  # seconds between two looks at whether another process has failed
 _PACKAGES = ("repgls-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 _turns = itertools.count()  # every process takes the same turns, being the same program
 
 
-def define_flags() -> None:
-    """Defines the flags of :func:`launched`; for scripts, once."""
-    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; by default what the launcher's environment says")
-    flags.DEFINE_integer("processes", None, "processes of the job; 1 to run alone inside a launcher", lower_bound=1)
-    flags.DEFINE_integer("process", None, "number of this process, from 0", lower_bound=0)
-    flags.DEFINE_list("local_devices", None, "numbers of this process's GPUs among those it sees")
-    flags.DEFINE_integer("join_timeout", 300, "seconds to wait for the other processes", lower_bound=1)
-
-
-@contextlib.contextmanager
-def launched(settings: Mapping[str, Any]) -> Iterator[None]:
-    """Joins the job that flags and environment speak of, and ends with it; for a script's main.
-
-    Args:
-      settings: nested dicts of JSON values that must be the same in every process.
-    """
-    values = flags.FLAGS
-    try:
-        local = tuple(int(d) for d in values.local_devices) if values.local_devices else None
-        plan = cluster.plan(os.environ, values.coordinator, values.processes, values.process, local, cluster.has_tpu())
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
-    if plan is None:
-        if several():  # the devices know of hosts that the environment does not
-            raise SystemExit(
-                f"error: the devices are those of {jax.process_count()} processes, but this one has joined none; give "
-                "--coordinator=HOST:PORT, --processes and --process"
-            )
-        yield
-        return
-    with Joined(plan, values.join_timeout):
-        try:
-            agree(settings)
-        except ValueError as error:
-            raise SystemExit(f"error: {error}") from None
-        yield
-
-
-class AgreedExit(SystemExit):
-    """An end that all processes come to at the same point, with the same code: nobody has failed."""
-
-
-class Joined:
-    """The job, joined on entry and left on exit; a process that fails inside takes the others along."""
-
-    def __init__(self, plan: cluster.Plan, timeout: float, heartbeat: int = HEARTBEAT):
-        """``timeout``: seconds to wait for the others; ``heartbeat``: seconds of silence after which one is dead."""
-        self._plan, self._timeout, self._heartbeat = plan, timeout, heartbeat
-        self._watch: _Watch | None = None
-
-    def __enter__(self) -> "Joined":
-        """Joins.
-
-        Raises:
-          SystemExit: it was not possible; says why.
-        """
-        if jax.distributed.is_initialized():
-            raise SystemExit("error: this process has joined a job already")
-        _join(self._plan, self._timeout, self._heartbeat)
-        self._watch = _Watch()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        """Leaves when all have come so far, or ends all of them at once."""
-        assert self._watch is not None
-        ended_well = (
-            error is None or isinstance(error, AgreedExit) or (isinstance(error, SystemExit) and not error.code)
-        )
-        if ended_well:
-            together("end")  # the watch still looks: others may yet fail
-        self._watch.stop()
-        if ended_well:
-            jax.distributed.shutdown()
-        elif error is not None:
-            _fail(error)
-
-
-def _join(plan: cluster.Plan, timeout: float, heartbeat: int) -> None:
-    where = f"process {plan.process}" if plan.process is not None else "this process"
-    count = f"{plan.processes} processes" if plan.processes else "all processes"
-    at = plan.coordinator or "the address that the launcher gives"
-    told = (
-        f"error: {where} on {socket.gethostname()} waited {timeout:.0f} s for {count} of {plan.source}, process 0 "
-        f"being at {at}; look for one that did not start, for another number of processes, and for a firewall. "
-        "--join_timeout sets the seconds"
-    )
-    if plan.process == 0 and plan.coordinator is not None:
-        _require_free(plan.coordinator)
-    known = plan.coordinator is not None and plan.process is not None
-    # The library ends a process that waits in vain by a signal and a stack; this comes first.
-    alarm = threading.Timer(timeout, _end, (told,))
-    alarm.daemon = True
-    alarm.start()
-    try:
-        jax.distributed.initialize(
-            plan.coordinator,
-            plan.processes or None,
-            plan.process,
-            plan.local_devices,
-            cluster_detection_method="deactivate" if known else None,
-            initialization_timeout=round(timeout) + 60,
-            heartbeat_timeout_seconds=heartbeat,
-        )
-    except (ValueError, RuntimeError, OSError) as error:
-        raise SystemExit(
-            f"error: {where} on {socket.gethostname()} could not join {count} of {plan.source}, process 0 being at "
-            f"{at}: {error}"
-        ) from None
-    finally:
-        alarm.cancel()
-    # JAX catches SIGTERM to note it, and goes on: a job could not be ended while it prepares its data.
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    found = jax.process_count()
-    if found == plan.processes or (not plan.processes and found):
-        return
-    _end(
-        f"error: {plan.source} speaks of {count}, but the devices are those of {found}; each would train alone. "
-        "Has every process its own devices, and the same kind?"
-    )
-
-
-def _require_free(coordinator: str) -> None:
-    """Says so where another process listens at the address already, which the library would not survive."""
-    port = int(coordinator.rsplit(":", 1)[1])
-    try:
-        with socket.create_server(("", port)):
-            pass
-    except OSError as error:
-        raise SystemExit(
-            f"error: process 0 cannot listen at port {port} of {socket.gethostname()}: {error.strerror}; choose "
-            "another for --coordinator"
-        ) from None
-
-
-def _end(text: str, code: int = 1) -> None:
-    """Ends this process at once: a normal exit would wait for the others, who may wait for this one."""
-    _say(text)
-    os._exit(code)
-
-
-def _say(text: str) -> None:
-    if text:
-        print(text, file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-
-
-def _fail(error: BaseException) -> None:
-    """Tells the others and the user, and ends this process."""
-    code, text = 1, ""
-    if isinstance(error, SystemExit):
-        code, text = (error.code, "") if isinstance(error.code, int) else (1, str(error.code))
-    elif isinstance(error, KeyboardInterrupt):
-        code, text = 130, "interrupted"
-    else:
-        traceback.print_exception(error)
-    reason = text or f"{type(error).__name__}: {error}"
-    try:
-        _client().key_value_set(_FAILED, json.dumps({"process": jax.process_index(), "reason": reason, "code": code}))
-    except JaxRuntimeError:  # another was faster, or there is nobody to tell
-        if _look() is not None:
-            text = ""  # all processes that find the same fault say it once
-    _say(text)  # before the others know, for this process may end with the first one
-    _last()
-    _end("", code)
-
-
-def _look() -> dict[str, Any] | None:
-    """What the first process that failed said; None where none did."""
-    try:
-        return json.loads(_client().key_value_try_get(_FAILED))
-    except JaxRuntimeError as error:
-        if "NOT_FOUND" in str(error):
-            return None
-        raise
-
-
-def _last() -> None:
-    """Waits a little until all know, and the first process until they have ended: JAX aborts those that outlive it."""
-    with contextlib.suppress(JaxRuntimeError):
-        _client().wait_at_barrier("repgls/ended", 10_000)
-    time.sleep(2.0 if is_first() else 0.0)
-
-
-class _Watch:
-    """A thread that ends this process when another one fails, wherever this one is waiting."""
-
-    def __init__(self) -> None:
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._over.wait(_LOOK):
-            try:
-                failed = _look()
-            except JaxRuntimeError:  # the first process is gone, and JAX ends this one
-                return
-            if failed is not None:
-                _last()
-                _end(f"process {jax.process_index()} ends, for process {failed['process']} failed", failed["code"])
-
-
-def _client() -> Any:
+def store() -> Any:
     """The coordination service's store, which needs no devices and waits for days; JAX has no public name for it."""
     return coordination.global_state.client
 
@@ -259,7 +38,7 @@ def _get(key: str) -> str:
     """A value, when it is there. Waits in short turns, so that Ctrl-C is heard."""
     while True:
         try:
-            return _client().blocking_key_value_get(key, 2000)
+            return store().blocking_key_value_get(key, 2000)
         except JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise
@@ -308,7 +87,7 @@ def from_first(name: str, work: Callable[[], Any]) -> Any:
         return work()
     key = f"repgls/first/{next(_turns)}"
     if is_first():
-        _client().key_value_set(key, json.dumps({"name": name, "value": work()}))
+        store().key_value_set(key, json.dumps({"name": name, "value": work()}))
     made = json.loads(_get(key))
     if made["name"] != name:
         raise RuntimeError(f"process {jax.process_index()} is at {name!r}, process 0 at {made['name']!r}")
@@ -320,7 +99,7 @@ def together(name: str) -> None:
     if not several():
         return
     key = f"repgls/together/{next(_turns)}"
-    _client().key_value_set(f"{key}/{jax.process_index()}", name)
+    store().key_value_set(f"{key}/{jax.process_index()}", name)
     if is_first():
         for process in range(jax.process_count()):
             _get(f"{key}/{process}")
@@ -378,7 +157,7 @@ def require_shared(path: pathlib.Path, within: float | None = None) -> None:
             said = "another file than process 0 has" if found else "not there, but process 0 has it"
             raise ValueError(
                 f"on {socket.gethostname()}, process {jax.process_index()}, {path} is {said}; the work directory must "
-                "be one folder that all hosts see (NFS, Filestore, a mounted bucket)"
+                "be one folder that all hosts see (NFS, Filestore)"
             )
         time.sleep(0.2)
 

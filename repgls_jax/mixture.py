@@ -1,9 +1,10 @@
 """Further training sets of a run, from its config.
 
 ``config.data.also`` holds them: name -> ``dataset`` (of :data:`repgls_jax.data.DATASETS`), ``options`` of that data
-set, and ``weight``: how many images are drawn from it for each one of the config's own data set. Without weights every
-image of all the sets is as likely as any other. Names are free, and say which set is meant in records and pages. As the
-file that the config argument ``also`` names:
+set, ``weight``: how many images are drawn from it for each one of the config's own data set, and ``evidence``: a file
+that takes the place of reading its reports, as ``config.extract.evidence`` does for the config's own. Without weights
+every image of all the sets is as likely as any other. Names are free, and say which set is meant in records and pages.
+As the file that the config argument ``also`` names:
 
     {"nih": {"dataset": "nih", "options": {"source": "DIR"}, "weight": 0.5}}
 
@@ -26,7 +27,7 @@ from repgls_jax import data as data_lib
 from repgls_jax.methods import METHODS
 from repgls_jax.phantom import PhantomConfig
 
-FIELDS = ("dataset", "options", "weight")
+FIELDS = ("dataset", "options", "weight", "evidence")
 LIGHTEST, HEAVIEST = 1e-6, 1e6  # weights
 _MAX_BYTES = 2**20  # of the file
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")  # a setting is named after it, which knows no dots
@@ -121,6 +122,8 @@ def _config(config: ml_collections.ConfigDict, name: str, described: Any) -> ml_
     _apart(config, described["dataset"], options, where)
     made = ml_collections.ConfigDict(config_lib.plain(config))
     made.data = {"dataset": described["dataset"], "options": options, "also": {}}
+    # Files about the run's own reports.
+    made.extract.evidence, made.rgn.rates = str(described.get("evidence", "")), ""
     return made
 
 

@@ -10,7 +10,7 @@ other findings is refused instead of misread.
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,7 @@ RATES = pa.schema(
 )
 
 _VOCABULARY = b"repgls_vocabulary"
+_UNREAD = b"repgls_unread"
 
 
 def with_vocabulary(schema: pa.Schema, vocabulary: findings_lib.Vocabulary) -> pa.Schema:
@@ -61,8 +62,23 @@ def with_vocabulary(schema: pa.Schema, vocabulary: findings_lib.Vocabulary) -> p
     return schema.with_metadata({_VOCABULARY: json.dumps(value).encode()})
 
 
+def with_unread(schema: pa.Schema, study_ids: Iterable[str]) -> pa.Schema:
+    """``schema`` with the ids of the studies whose report could not be read written into its metadata."""
+    ids = sorted(set(study_ids))
+    return schema.with_metadata({**(schema.metadata or {}), _UNREAD: json.dumps(ids).encode()}) if ids else schema
+
+
+def unread(evidence: pa.Table) -> frozenset[str]:
+    """Ids of the studies whose report could not be read: what it says is not known, which is not "not mentioned"."""
+    return frozenset(json.loads((evidence.schema.metadata or {}).get(_UNREAD, b"[]")))
+
+
 def write(
-    path: pathlib.Path, columns: Mapping[str, Any], schema: pa.Schema, vocabulary: findings_lib.Vocabulary
+    path: pathlib.Path,
+    columns: Mapping[str, Any],
+    schema: pa.Schema,
+    vocabulary: findings_lib.Vocabulary,
+    unread: Iterable[str] = (),
 ) -> None:
     """Writes a side-car whole or not at all (a temporary file is renamed into place).
 
@@ -71,8 +87,9 @@ def write(
       columns: name -> values, all of one length, for every field of ``schema``.
       schema: :data:`EVIDENCE` or :data:`RATES`.
       vocabulary: findings that ``columns["finding"]`` is drawn from.
+      unread: ids of studies whose report could not be read.
     """
-    table = pa.table(dict(columns), schema=with_vocabulary(schema, vocabulary))
+    table = pa.table(dict(columns), schema=with_unread(with_vocabulary(schema, vocabulary), unread))
     temporary = path.with_name(path.name + ".partial")
     pq.write_table(table, temporary)
     temporary.replace(path)
@@ -123,7 +140,7 @@ def read(path: pathlib.Path, schema: pa.Schema, vocabulary: findings_lib.Vocabul
     if stored is None:
         raise ValueError(f"side-car {path} carries no vocabulary; it was not written by this project")
     findings_lib.require_same(vocabulary.findings, json.loads(stored)["findings"], f"side-car {path}")
-    table = table.select(schema.names).cast(schema)
+    table = table.select(schema.names).cast(with_unread(schema, unread(table)))
     keys = table.select(["study_id", "finding"])
     if keys.group_by(["study_id", "finding"]).aggregate([]).num_rows != table.num_rows:
         raise ValueError(f"side-car {path} holds a (study_id, finding) pair more than once")

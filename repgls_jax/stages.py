@@ -99,6 +99,11 @@ def _alone(path: pathlib.Path, name: str, journal: Journal) -> Iterator[None]:
         except BlockingIOError:
             journal.say(f"[{name}] another process does this stage; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            raise ValueError(
+                f"{path.parent} cannot hold locks ({error.strerror}); mount its file system with them (Lustre: flock), "
+                "or choose another --workdir"
+            ) from None
         yield
 
 

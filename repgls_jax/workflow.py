@@ -10,12 +10,14 @@ evaluation  checkpoint -> predictions.parquet, metrics.json, report.html
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import jax
 import ml_collections
 
 from repgls_jax import __version__, distributed, evaluate, mixture, sidecars, stages
@@ -26,7 +28,7 @@ from repgls_jax.data import shards as shards_lib
 from repgls_jax.data.build import MANIFEST, SHARDS
 from repgls_jax.data.features import SIMULATED
 from repgls_jax.data.source import SPLITS, Source
-from repgls_jax.extraction import backends
+from repgls_jax.extraction import backends, given
 from repgls_jax.extraction import run as extract_lib
 from repgls_jax.methods import METHODS, require_columns
 from repgls_jax.methods import settings as method_settings
@@ -68,7 +70,8 @@ def make_source(config: ml_collections.ConfigDict, needed: Sequence[str] = SPLIT
     if missing:
         raise ValueError(
             f"the data has no images for {', '.join(missing)}; training, choice and test need patients of their own. "
-            "Add the split to the table, or leave the split column out (columns.split= empty) to have splits made"
+            "Add what is missing to the folder (a public data set's test set may be published apart); to the table of "
+            "data=table add the split, or leave its column out (columns.split= empty) to have splits made"
         )
     return source
 
@@ -134,18 +137,25 @@ def prepare(
         journal.say("[evidence] no study has a report: labels are those of the data set")
         return done
 
-    backend = config.extract.backend
-    labeller = backends.make(backend, done.vocabulary).version
-
-    def extract(folder: pathlib.Path) -> dict[str, Any]:
-        # The journal's own line sums the stage up.
-        return extract_lib.extract(done.reports, folder / "evidence.parquet", done.vocabulary, backend)
-
-    inputs = _inputs("evidence", data=data.key, vocabulary=done.vocabulary.name, labeller=labeller)
-    done = dataclasses.replace(done, evidence=stages.run(root, "evidence", inputs, extract, journal))
+    done = dataclasses.replace(done, evidence=_evidence(config, done, root, journal))
     if config.task != "rgn" and METHODS[config.policy.name].rates != "rgn":
         return done
     return dataclasses.replace(done, rgn=_rates(config, done, root, journal))
+
+
+def _evidence(config: ml_collections.ConfigDict, done: Prepared, root: pathlib.Path, journal: Journal) -> Done:
+    backend, file = config.extract.backend, config.extract.evidence
+
+    def work(folder: pathlib.Path) -> dict[str, Any]:
+        output = folder / "evidence.parquet"
+        if file:
+            return given.take(pathlib.Path(file), done.reports, output, done.vocabulary)
+        # The journal's own line sums the stage up.
+        return extract_lib.extract(done.reports, output, done.vocabulary, backend)
+
+    labeller = f"given {_digest(file)}" if file else backends.make(backend, done.vocabulary).version
+    inputs = _inputs("evidence", data=done.data.key, vocabulary=done.vocabulary.name, labeller=labeller)
+    return stages.run(root, "evidence", inputs, work, journal)
 
 
 def _rates(config: ml_collections.ConfigDict, done: Prepared, root: pathlib.Path, journal: Journal) -> Done:
@@ -165,8 +175,13 @@ def _rates(config: ml_collections.ConfigDict, done: Prepared, root: pathlib.Path
     inputs = _inputs("rgn", evidence=evidence.key, config=config_lib.plain(config.rgn), rho=rho)
     for name in ("features", "rates"):  # another file at the same place is another input
         if config.rgn[name]:
-            inputs[name] = hashlib.sha256(pathlib.Path(config.rgn[name]).read_bytes()).hexdigest()
+            inputs[name] = _digest(config.rgn[name])
     return stages.run(root, "rgn", inputs, work, journal, everywhere=True)
+
+
+def _digest(path: str) -> str:
+    with pathlib.Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def prepare_further(
@@ -223,6 +238,8 @@ def train_luvit(
                 place.put(folder, checkpoints)
         if checkpoints:
             distributed.require_shared(folder / place.POINTER)
+            if "://" not in checkpoints:
+                distributed.require_shared(pathlib.Path(checkpoints) / folder.name / place.TOKEN)
         first, others = done, dict(further)
         if disk is not None:
             journal.say(f"  shards are copied to {disk}")
@@ -287,8 +304,12 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"train.mixup is {config.train.mixup}, but {config.policy.name!r} mixes films itself or looks at single "
             "ones; set it to 0"
         )
+    _check_files(config)
     _check_batches("train", config.train, method.mixes or config.train.mixup > 0)
-    _check_batches("rgn.train", config.rgn.train, False)
+    if not config.rgn.rates and (config.task == "rgn" or method.rates == "rgn"):
+        _check_batches("rgn.train", config.rgn.train, False)
+    if config.task == "luvit" and config.train.augment:
+        _check_cpu()
     _check_model(config)
     _check_further(config)
     name = config.policy.name
@@ -296,6 +317,24 @@ def check(config: ml_collections.ConfigDict) -> None:
     if config.task == "luvit" and METHODS[name].needs:
         simulated = built["simulated"] if built else make_source(config).simulated
         require_columns(name, SIMULATED if simulated else ())
+
+
+def _check_cpu() -> None:
+    """Refuses devices without the CPU, on which films are augmented."""
+    try:
+        jax.local_devices(backend="cpu")
+    except RuntimeError:
+        said = os.environ.get("JAX_PLATFORMS", "")
+        raise ValueError(
+            f"JAX_PLATFORMS={said} leaves out the CPU, on which films are augmented; set JAX_PLATFORMS={said},cpu"
+        ) from None
+
+
+def _check_files(config: ml_collections.ConfigDict) -> None:
+    """Refuses names of files that are not there."""
+    for name, path in (("extract.evidence", config.extract.evidence), ("rgn.rates", config.rgn.rates)):
+        if path and not pathlib.Path(path).is_file():
+            raise FileNotFoundError(f"{name}={path} is not there; expected the file that replaces the stage")
 
 
 def _check_batches(name: str, train: ml_collections.ConfigDict, mixes: bool) -> None:
@@ -340,6 +379,7 @@ def _check_further(config: ml_collections.ConfigDict) -> None:
         where = f"further training set {name!r}"
         try:
             source = make_source(own, ("train",))
+            _check_files(own)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{where}: {error}") from None
         except ValueError as error:
@@ -380,6 +420,8 @@ def run(
       FileNotFoundError: a file or folder that the config names does not exist.
     """
     check(config)
+    if distributed.is_first():
+        place.require_renames(root)
     done = prepare(config, root, journal)
     chain = done.stages()
     if config.task == "rgn":

@@ -16,3 +16,15 @@ from absl import flags
 
 # Grain's worker processes read absl flags, which only absl.app.run parses.
 flags.FLAGS.mark_as_parsed()
+
+
+def pytest_configure(config):
+    # Workers are otherwise given the files with the most tests first, and wait for a few long ones at the end.
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 import training
 from absl import logging
 
-from repgls_jax import cluster, distributed, workflow
+from repgls_jax import cluster, distributed, job, workflow
 from repgls_jax.train import loop, sharding
 from repgls_jax.train.journal import Journal
 
@@ -50,7 +50,7 @@ def perceptron(root: pathlib.Path) -> None:
 def pair(root: pathlib.Path, port: int, process: int) -> None:
     """One of two processes that train the perceptron together, its parameters split between them: 200 steps."""
     logging.set_verbosity(logging.ERROR)
-    with distributed.Joined(cluster.Plan("this test", 2, f"localhost:{port}", process), 120):
+    with job.Joined(cluster.Plan("this test", 2, f"localhost:{port}", process), 120):
         mesh = sharding.make_mesh("fsdp")
         host, hosts = sharding.host_part(mesh)
 

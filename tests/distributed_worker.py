@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 from jax._src import xla_bridge
 
-from repgls_jax import cluster, distributed
+from repgls_jax import cluster, distributed, job
 
 ROWS = 21  # not a multiple of anything
 
@@ -75,19 +75,19 @@ def _predictions(mesh: jax.sharding.Mesh) -> None:
 def main() -> None:
     """argv: what to do, a folder, and flags."""
     kind, folder, *rest = sys.argv[1:]
-    distributed.define_flags()
+    job.define_flags()
     flags.FLAGS([sys.argv[0], *rest])
     assert not xla_bridge.backends_are_initialized(), "importing the package touches devices"
     number = int(os.environ["JAX_PROCESS_ID"])
     if kind == "dies":
         plan = cluster.plan(os.environ)
         assert plan is not None
-        with distributed.Joined(plan, 60, heartbeat=5):
+        with job.Joined(plan, 60, heartbeat=5):
             if number == 1:
                 os.kill(os.getpid(), 9)
             distributed.together("never")
         return
-    with distributed.launched({"train": {"batch": number if kind == "differs" else 1}}):
+    with job.launched({"train": {"batch": number if kind == "differs" else 1}}):
         if kind == "primitives":
             primitives(pathlib.Path(folder))
         elif kind == "fails_first":

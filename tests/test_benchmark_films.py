@@ -51,6 +51,7 @@ def test_too_few_patients_are_refused():
         films.folds(np.array(["a", "b", "a"]), 3, 0)
 
 
+@pytest.mark.slow
 def test_every_film_is_predicted_out_of_fold_and_what_is_done_is_kept(tmp_path):
     random = np.random.default_rng(0)
     truth = (random.random((48, 2)) < 0.4).astype(np.int8)

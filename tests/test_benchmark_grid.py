@@ -24,6 +24,7 @@ WIDTH = vit.Architecture(8, 1, 2, 8)
 SCHEDULE = runs.Schedule(epochs=2, batch=16)
 
 
+@pytest.mark.slow
 def test_the_read_out_of_tokens_is_the_network_without_its_encoder():
     model = luvit.build("tiny/16", 5)
     images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 1)).astype(np.uint8)
@@ -50,6 +51,7 @@ def data():
     return runs.Data(tokens[0], labels, tokens[1], valid, rng.integers(0, 2, (v, c)), np.ones((v, c), bool), tokens[2])
 
 
+@pytest.mark.slow
 def test_a_run_is_the_projects_own_step_under_its_own_schedule(data):
     config, seed, rate = PolicyConfig(name="constant", constant=0.1), 3, 3e-3
     trainer = runs.Trainer(WIDTH, 14, config, SCHEDULE, 40)
@@ -108,6 +110,7 @@ def plan(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_grid_goes_on_where_it_was_stopped_and_reports(plan, tmp_path, monkeypatch):
     todo = grid.units(("main", "lexicon_up"), ("hard", "expert", "permuted"), plan.seeds, 1, ("image",))
     assert [(u.condition, u.arm, len(u.seeds)) for u in todo][2:4] == [

@@ -104,6 +104,7 @@ def source(tmp_path_factory):
     return table(tmp_path_factory.mktemp("source") / "films")
 
 
+@pytest.mark.slow
 def test_words_and_ids_stay_where_they_are_needed(source, tmp_path, capfd, monkeypatch):
     said: list[str] = []
     stream = io.StringIO()

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_data_look
+from dicom_files import film as dicom_film
 from PIL import Image
 from test_data_build import Stub
-from test_data_dicom import film as dicom_film
 
 from repgls_jax import data, evaluate, trained
 from repgls_jax.data import images, look, look_page, look_pixels, mix, pipeline, shards

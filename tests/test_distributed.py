@@ -1,5 +1,6 @@
 """Several processes: how they find each other, that they end together, and that they train what one process trains."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -65,6 +66,16 @@ OMPI = {
             {},
             Plan("SLURM", 8, local_devices=(0, 1, 2, 3)),
         ),
+        (
+            SLURM | {"SLURM_GPUS_ON_NODE": "8", "CUDA_VISIBLE_DEVICES": "0,1"},
+            {},
+            Plan("SLURM", 8, local_devices=(0, 1)),
+        ),
+        (
+            SLURM | {"SLURM_GPUS_PER_TASK": "a100:4", "CUDA_VISIBLE_DEVICES": "0,1,2,3"},
+            {},
+            Plan("SLURM", 8, local_devices=(0, 1, 2, 3)),
+        ),
         (SLURM, {"local_devices": (6,)}, Plan("SLURM", 8, local_devices=(6,))),
         (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "5,3", "SLURM_GPUS_ON_NODE": "8"}, {}, Plan("SLURM", 8)),
         (OMPI | {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:9"}, {}, Plan("Open MPI", 4, process=3)),
@@ -112,9 +123,23 @@ def test_checkpoints_stay_where_a_run_began_with_them(tmp_path):
     assert str(place.of(run)) == f"{tmp_path}/bucket/luvit-1"
     with pytest.raises(ValueError, match=r"has its checkpoints at .*bucket/luvit-1, not at /other/luvit-1"):
         place.put(run, "/other")
+    assert json.loads((tmp_path / "bucket" / "luvit-1" / place.TOKEN).read_text()) == {"run": "luvit-1"}
     (tmp_path / "luvit-2" / "checkpoints").mkdir(parents=True)
     with pytest.raises(ValueError, match="luvit-2/checkpoints, not at"):
         place.put(tmp_path / "luvit-2", str(tmp_path / "bucket"))
+
+
+def test_a_work_directory_without_renames_is_refused(tmp_path, monkeypatch):
+    place.require_renames(tmp_path / "new")
+    assert not any((tmp_path / "new").iterdir())
+
+    def refuse(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(ValueError, match=r"cannot be renamed \(Operation not supported\).*hierarchical"):
+        place.require_renames(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["new"]
 
 
 def start(command: list[str], processes: int, devices: int, **changes: str) -> subprocess.Popen:

@@ -28,7 +28,10 @@ def predict(model):
 
 
 def gradient(model):
-    return jax.grad(lambda params, films: sum(v.sum() for v in model.apply({"params": params}, films).values()))
+    # With the value: its own products would be dropped with it.
+    return jax.value_and_grad(
+        lambda params, films: sum(v.sum() for v in model.apply({"params": params}, films).values())
+    )
 
 
 def first_layer(architecture, side):

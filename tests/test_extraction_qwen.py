@@ -4,34 +4,21 @@ batch, probabilities agree with a plain forward pass, and a report's text never 
 import json
 import pathlib
 import random
-import subprocess
-import sys
 
 import pyarrow.parquet as pq
 import pytest
+import tiny_qwen
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_qwen import CONTROL, torch, transformers
 
 from repgls_jax import findings as findings_lib
 from repgls_jax.extraction import prompt, qwen
 from repgls_jax.extraction import run as run_lib
 from repgls_jax.extraction.backends import Fault
 
-_REASON = "the qwen backend needs the extra 'labels'"
-torch = pytest.importorskip("torch", reason=_REASON)
-transformers = pytest.importorskip("transformers", reason=_REASON)
-tokenizers = pytest.importorskip("tokenizers", reason=_REASON)
-safetensors_torch = pytest.importorskip("safetensors.torch", reason=_REASON)
-pytest.importorskip("llguidance", reason=_REASON)
-
 UNION = findings_lib.UNION
 CANARY = "canarybird"
-CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "[UNUSED]", "%%"]
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
-)
 HOSTILE = [
     {},
     {"findings": "", "impression": None},
@@ -59,28 +46,7 @@ REPORTS = [plain(seed) for seed in range(20)] + HOSTILE
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A tiny Qwen3 with random weights and a byte-level tokeniser trained on the prompt, as files."""
-    path = tmp_path_factory.mktemp("tiny-qwen3")
-    raw = tokenizers.Tokenizer(tokenizers.models.BPE())
-    raw.normalizer = tokenizers.normalizers.NFC()
-    raw.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=900, show_progress=False, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    )
-    raw.train_from_iterator([m["content"] for m in prompt.opening(UNION)], trainer)
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>")
-    tokenizer.add_tokens([tokenizers.AddedToken(word, special=word.startswith("<|")) for word in CONTROL])
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(path)
-    torch.manual_seed(2)
-    torch.set_num_threads(1)  # so small a model is slower on more
-    config = transformers.Qwen3Config(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=16, vocab_size=1_024, max_position_embeddings=16_384, tie_word_embeddings=True, initializer_range=0.4,
-    )  # fmt: skip
-    transformers.Qwen3ForCausalLM(config).save_pretrained(path)
-    return path
+    return tiny_qwen.save(tmp_path_factory.mktemp("tiny-qwen3"))
 
 
 @pytest.fixture(scope="module")
@@ -338,84 +304,6 @@ def test_shared_prefix_is_plain_attention(monkeypatch):
         monkeypatch.setattr(decode, "_SCORES", block)
         got, _ = decode.attend(Layer(), query, key, value, mask, 0.3, shared=[(keys, values)])
         torch.testing.assert_close(got.transpose(1, 2), want, rtol=0, atol=1e-5)
-
-
-def test_revision_follows_every_byte_and_not_the_place(folder, tmp_path):
-    one, other = tmp_path / "a" / "model", tmp_path / "b" / "model"
-    for path in (one, other):
-        path.mkdir(parents=True)
-        for file in folder.iterdir():
-            (path / file.name).write_bytes(file.read_bytes())
-    before = qwen.revision(str(one), None)
-    assert before == qwen.revision(str(other), None)
-    assert str(tmp_path) not in before
-    weights = other / "model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
-    assert qwen.revision(str(other), None) != before
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"certainty": "guess"}, "certainty is 'guess'; expected one of tokens, stated"),
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"model": "/nowhere/at/all"}, "cannot be loaded; give a folder"),
-    ],
-)
-def test_settings_that_cannot_be_used(folder, change, message):
-    with pytest.raises(ValueError, match=message):
-        qwen.QwenBackend(UNION, qwen.QwenSettings(**({"model": str(folder)} | change)))
-
-
-def test_other_kinds_of_model_are_refused(folder, tmp_path):
-    for file in folder.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    config = json.loads((folder / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
-    with pytest.raises(ValueError, match="of the kind 'llama'; expected qwen3"):
-        qwen.QwenBackend(UNION, qwen.QwenSettings(str(tmp_path)))
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "chat_template.jinja").unlink()
-    with pytest.raises(ValueError, match="no chat template"):
-        qwen.QwenBackend(UNION, qwen.QwenSettings(str(tmp_path)))
-
-
-def test_pickled_weights_are_not_loaded(folder, tmp_path):
-    for file in folder.iterdir():
-        if file.suffix != ".safetensors":
-            (tmp_path / file.name).write_bytes(file.read_bytes())
-    torch.save({}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="safetensors weights"):
-        qwen.QwenBackend(UNION, qwen.QwenSettings(str(tmp_path)))
-
-
-def test_damaged_or_missing_weights_are_refused(folder, tmp_path):
-    for file in folder.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(ValueError, match="cannot be loaded"):
-        qwen.QwenBackend(UNION, qwen.QwenSettings(str(tmp_path)))
-    weights = safetensors_torch.load_file(folder / "model.safetensors")
-    del weights["model.layers.1.mlp.up_proj.weight"]
-    safetensors_torch.save_file(weights, path, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="lacks 1 of its weights"):
-        qwen.QwenBackend(UNION, qwen.QwenSettings(str(tmp_path)))
-
-
-def test_the_module_needs_no_torch_until_a_backend_is_made():
-    code = "import sys, repgls_jax.extraction.qwen; assert not {'torch', 'transformers', 'llguidance'} & {*sys.modules}"
-    subprocess.run([sys.executable, "-c", code], check=True)
-    code = (
-        "import sys; sys.modules['llguidance'] = None\n"
-        "import repgls_jax.extraction.qwen as q; from repgls_jax import findings\n"
-        "try: q.QwenBackend(findings.UNION, q.QwenSettings('x'))\n"
-        "except ValueError as error: print(error)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout.strip() == "the qwen backend needs llguidance: pip install 'repgls-jax[labels]'"
 
 
 class Killed(BaseException):

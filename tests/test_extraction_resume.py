@@ -121,6 +121,7 @@ def test_every_report_is_a_row_or_a_fault(reference, tmp_path):
     assert table.column("study_id").to_pylist() == [
         f"s{i}" for i, text in enumerate(TEXTS) if text not in ("", "silence")
     ]
+    assert sidecars.unread(table) == {f"s{i}" for i in silent}
     listed = files["o.quarantine.csv"].decode()
     assert all(f"study s{i},no answer" in listed for i in silent)
     assert "line 16,more than" in listed

@@ -79,6 +79,7 @@ def losses(folder):
     return [(e["step"], e["loss"]) for e in Journal(folder / "journal.jsonl", None).read("train")]
 
 
+@pytest.mark.slow
 def test_both_sets_are_trained_on_and_the_first_is_scored(done):
     assert list(done) == ["data", "evidence", "data:mine", "luvit", "evaluation"]
     images = done["data"].summary["train"] + done["data:mine"].summary["train"]
@@ -134,6 +135,7 @@ class Entries:
 
 
 @pytest.mark.parametrize("name", ["expert", "hard", "u_zeros", "lsr_ones", "constant", "permuted", "rgn"])
+@pytest.mark.slow
 def test_findings_that_the_second_set_lacks_have_no_gradient(root, films, name):
     settings = config({"mine": entry(films, "notes")}, f"policy={name}")
     settings.policy.warmup = settings.policy.ramp = 0.0
@@ -219,7 +221,7 @@ def test_an_interrupted_run_goes_on_with_the_same_losses(done, root, films, tmp_
 @pytest.mark.parametrize(
     ("change", "arguments", "message"),
     [
-        ({"wieght": 1}, "", r"'mine' has the unknown fields wieght; expected \{dataset, options, weight\}"),
+        ({"wieght": 1}, "", r"'mine' has the unknown fields wieght; expected \{dataset, options, weight, evidence\}"),
         ({"dataset": "tabel"}, "", "'mine': data set 'tabel' is unknown; expected one of phantom, table"),
         ({"options": {"source": "x", "colums": {}}}, "", "'mine': got an unexpected keyword argument 'colums'"),
         ({"options": {}}, "", "'mine': missing a required argument: 'source'"),

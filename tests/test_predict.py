@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from dicom_files import film as dicom_film
 from PIL import Image
-from test_data_dicom import film as dicom_film
 from test_trained import META, SIZE, make_run
 
 from repgls_jax import trained

@@ -43,6 +43,19 @@ def test_reports_label_their_studies_and_given_labels_the_rest():
     assert made["observed"][1, 2]
 
 
+def test_a_report_that_could_not_be_read_says_nothing_not_even_absence(tmp_path):
+    both = examples()
+    both["labels"][0, 4], both["observed"][0, 4] = 1, True  # study a has a label of its own too
+    path = tmp_path / "evidence.parquet"
+    rows = evidence([("zzz", "Edema", 1, 1.0)]).to_pydict()
+    sidecars.write(path, rows, sidecars.EVIDENCE, CHEXPERT, unread=["a"])
+    table = sidecars.read(path, sidecars.EVIDENCE, CHEXPERT)
+    assert labels.was_read(both, table).tolist() == [False] * 3
+    made = labels.columns(both, table, CHEXPERT)
+    assert made["observed"].tolist() == both["observed"].tolist() and made["state"][0, 4] == 1
+    assert labels.columns(both, evidence([]), CHEXPERT)["observed"].sum() == 2 * C + 1
+
+
 def test_rates_by_policy():
     table = evidence([("a", "Edema", -1, 0.7)])
     made = labels.columns(examples(), table, CHEXPERT)
@@ -65,6 +78,7 @@ def test_reference_prefers_truth_then_given_labels_and_leaves_doubt_out():
     both = examples()
     both["labels"][0, 2], both["observed"][0, 2] = 1, True  # study a has a report and a label of its own
     both["labels"][0, 3], both["observed"][0, 3] = -1, True
+    alone = examples(labels=np.full((3, C), NOT_MENTIONED, np.int8), observed=np.zeros((3, C), bool))
     edema = CHEXPERT.index("Edema")
     table = evidence(
         [("a", "Edema", -1, 0.7), ("a", CHEXPERT.findings[2], 0, 0.0), ("a", CHEXPERT.findings[3], 1, 1.0)]
@@ -76,6 +90,9 @@ def test_reference_prefers_truth_then_given_labels_and_leaves_doubt_out():
     assert not mask[0, 3] and not mask[0, edema] and mask[0, 0]
     assert y[1, 2] == 1 and mask[1].sum() == 1
     assert "labels of the data set (3)" in name and "wording" in name
+    assert not mask[2].any()  # no label of its own in a split that has labels
+    y, mask, name = labels.reference(labels.columns(alone, table, CHEXPERT), alone["has_report"])
+    assert "the reports" in name and mask[[0, 2]].sum() == 2 * (C - 1) and not mask[1].any()
     truth = np.ones((3, C), np.int8)
     y, mask, name = labels.reference(made | {"truth": truth}, both["has_report"])
     assert name == "truth" and mask.all() and y.all()

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import time
 import types
 
 import jax
@@ -74,6 +75,24 @@ def test_a_signal_ends_the_run_after_a_step_that_is_saved(tmp_path, number):
     training.same(whole, resumed)
     assert again == losses
     assert training.told(tmp_path / "cut", "valid") == training.told(tmp_path / "whole", "valid")
+
+
+def test_a_signal_after_the_last_step_ends_the_run_too(tmp_path):
+    """What follows the training would otherwise begin in spite of it."""
+
+    def validate(params, mesh):
+        if told:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)  # for the thread that listens
+        return plain(params, mesh)
+
+    plain, told = training.task().validate, []
+    made = training.task(validate=validate)
+    training.run(tmp_path / "whole", 4, made=made)
+    told.append(True)
+    with pytest.raises(StoppedError, match="after step 4 of 4, which is saved"):
+        training.run(tmp_path / "cut", 4, made=made)
+    training.same(training.run(tmp_path / "whole", 4)[0], training.run(tmp_path / "cut", 4)[0])
 
 
 def test_nan_stops_with_the_step_its_batch_and_an_older_checkpoint(tmp_path):

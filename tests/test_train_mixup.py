@@ -85,6 +85,7 @@ def test_without_it_the_loss_is_the_plain_one():
     assert float(value) == pytest.approx((np.logaddexp(0, z) - t * z)[made["observed"]].mean(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_no_film_leaves_its_device():
     mesh = sharding.make_mesh("dp")
     assert mesh.size == 8

@@ -77,6 +77,22 @@ def contents(file: pathlib.Path) -> str:
     return file.read_bytes().decode("utf-8", "replace")
 
 
+def test_evidence_made_beforehand_takes_the_place_of_reading(done, root, tmp_path):
+    reports, given = done["data"].folder / "set" / "reports.parquet", tmp_path / "evidence.parquet"
+    extract = [sys.executable, "data_prep/extract_uncertainty.py", f"--reports={reports}", f"--output={given}"]
+    subprocess.run([*extract, "--findings=chexpert"], cwd=ROOT, check=True, capture_output=True)
+    settings = config("size=test,policy=expert")
+    settings.extract.evidence = str(given)
+    workflow.check(settings)
+    prepared = workflow.prepare(settings, root, Journal(stream=None))
+    ours = sidecars.read(done["evidence"].folder / "evidence.parquet", sidecars.EVIDENCE, CHEXPERT)
+    assert prepared.evidence_table().equals(ours) and prepared.evidence.key != done["evidence"].key
+    assert prepared.evidence.summary["reports"] == done["data"].summary["reports"]
+    settings.extract.evidence = str(tmp_path / "none.parquet")
+    with pytest.raises(FileNotFoundError, match=r"none\.parquet is not there"):
+        workflow.check(settings)
+
+
 def test_report_text_stays_where_it_is(done):
     reports = pq.read_table(done["data"].folder / "set" / "reports.parquet")
     sentences = {text[:40] for field in ("findings", "report") for text in reports.column(field).to_pylist() if text}

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.interpreters import partial_eval
 
 from repgls_jax.models.luvit import LUViT
 
@@ -46,7 +47,13 @@ def _stem(model: LUViT, side: int) -> int:
 
 def traced(function: Callable[..., Any], *arguments: Any) -> int:
     """Operations of the matrix products and convolutions in ``function(*arguments)``; arguments may be shapes."""
-    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return counted(jax.make_jaxpr(function)(*arguments))
+
+
+def counted(trace: ClosedJaxpr) -> int:
+    """The same of a trace, without what the compiler drops because nothing uses it."""
+    kept, _ = partial_eval.dce_jaxpr(trace.jaxpr, [True] * len(trace.jaxpr.outvars), instantiate=True)
+    return _count(kept)
 
 
 def _count(jaxpr: Jaxpr) -> int:

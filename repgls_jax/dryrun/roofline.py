@@ -21,7 +21,7 @@ class Roofline:
       memory: traffic with the chip's memory.
       links: collectives within a slice and between slices, one after another.
       images: of a step, over all chips.
-      useful: the model's operations in a step and chip (:func:`repgls_jax.dryrun.flops.of_training`), a second's share
+      useful: the model's operations in a step and chip (:func:`repgls_jax.dryrun.flops.training`), a second's share
         of the peak being model FLOP utilisation (Chowdhery et al., PaLM, arXiv 2204.02311, appendix B).
       peak: of a chip, operations a second.
     """

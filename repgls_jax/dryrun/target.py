@@ -90,6 +90,8 @@ def here() -> Target:
     """The devices of this machine."""
     devices = jax.devices()
     slices = len({getattr(d, "slice_index", 0) for d in devices})
-    return Target(
-        f"{len(devices)} x {devices[0].device_kind}", tuple(devices), chips.of(devices[0].device_kind), slices
-    )
+    chip = chips.of(devices[0].device_kind)
+    limit = (devices[0].memory_stats() or {}).get("bytes_limit", 0)
+    if chip is not None and limit:  # a GPU's pool is a part of its memory, XLA_PYTHON_CLIENT_MEM_FRACTION
+        chip = dataclasses.replace(chip, hbm_bytes=min(chip.hbm_bytes, limit))
+    return Target(f"{len(devices)} x {devices[0].device_kind}", tuple(devices), chip, slices)

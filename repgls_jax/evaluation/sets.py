@@ -151,7 +151,7 @@ def read(where: Place, split: str, alignment: Alignment) -> Labelled:
     evidence = where.evidence and sidecars.read(where.evidence, sidecars.EVIDENCE, vocabulary)
     made = labels.columns(examples, evidence or None, vocabulary)
     truth, mask, reference = labels.reference(made, examples["has_report"])
-    told = np.asarray(examples["has_report"], bool) & (where.evidence is not None)
+    told = labels.was_read(examples, evidence) if evidence else np.zeros(len(truth), bool)
     columns = alignment.data
     mentioned = (made["state"] != findings_lib.NOT_MENTIONED) & told[:, None]
     return Labelled(

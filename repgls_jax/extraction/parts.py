@@ -13,7 +13,7 @@ import hashlib
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -115,15 +115,21 @@ class Folder:
             return None
         return Part(part["digest"], part["counts"], [(study, reason) for study, reason in part["faults"]])
 
-    def join(self, count: int) -> None:
-        """Writes the side-car from parts 0 to ``count`` - 1, a row group each, whole or not at all."""
+    def join(self, count: int, unread: Iterable[str]) -> None:
+        """Writes the side-car from parts 0 to ``count`` - 1, a row group each, whole or not at all.
+
+        Args:
+          count: of parts.
+          unread: ids of the studies whose report could not be read, see :func:`repgls_jax.sidecars.unread`.
+        """
+        schema = sidecars.with_unread(self._schema, unread)
         partial = self._output.with_name(self._output.name + ".partial")
         try:
-            with pq.ParquetWriter(partial, self._schema) as writer:
+            with pq.ParquetWriter(partial, schema) as writer:
                 for number in range(count):
                     table = pq.read_table(self.file(number))
                     if table.num_rows:
-                        writer.write_table(table.replace_schema_metadata(self._schema.metadata))
+                        writer.write_table(table.replace_schema_metadata(schema.metadata))
             partial.replace(self._output)
         finally:
             partial.unlink(missing_ok=True)

@@ -93,7 +93,7 @@ def _extract(
             progress.add(job, part)
     source.write_quarantine(output, reader.quarantine + progress.faults)
     if progress.counts["reports"]:
-        folder.join(progress.parts)
+        folder.join(progress.parts, progress.unread)
     folder.remove()
     return progress.end(len(reader.quarantine))
 
@@ -114,12 +114,14 @@ class _Progress:
     Attributes:
       counts: of all parts.
       faults: (where, reason) of the reports that the backend could not read.
+      unread: ids of their studies.
       parts: how many.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.counts: collections.Counter[str] = collections.Counter()
         self.faults: list[tuple[str, str]] = []
+        self.unread: list[str] = []
         self.parts = 0
         self._say = say
         self._began, self._told = time.monotonic(), float("-inf")
@@ -131,6 +133,7 @@ class _Progress:
         self.parts += 1
         self.counts.update(part.counts)
         self.faults += [(f"study {study}", reason) for study, reason in part.faults]
+        self.unread += [study for study, _ in part.faults]
         size = part.counts["reports"] + len(part.faults)
         grown, self._share = job.share - self._share, job.share
         if isinstance(job.work, parts.Part):

@@ -25,8 +25,8 @@ def columns(
 ) -> Columns:
     """States, certainties and which labels exist.
 
-    Training reads the evidence where a study has a report, and the labels of the data set where it has none. The labels
-    that reports displace are kept for scoring, see :func:`reference`.
+    Training reads the evidence where a study has a report that could be read, and the labels of the data set where it
+    has none. The labels that reports displace are kept for scoring, see :func:`reference`.
 
     Args:
       examples: of one split: ``study_id`` n strings, ``has_report`` [n] bool, ``labels`` [n, c] int8, ``observed``
@@ -46,7 +46,7 @@ def columns(
     observed = examples["observed"].copy()
     if evidence is not None:
         ids = list(examples["study_id"])
-        told = np.asarray(examples["has_report"], bool)[:, None]
+        told = was_read(examples, evidence)[:, None]
         state = np.where(told, sidecars.as_array(evidence, "state", ids, vocabulary, findings_lib.NOT_MENTIONED), state)
         p = np.where(told, sidecars.as_array(evidence, "p", ids, vocabulary, np.nan), p)
         observed = observed | told
@@ -55,6 +55,12 @@ def columns(
     if "reader" in examples:
         made["group"] = np.asarray(examples["reader"], np.int32)
     return made | {name: examples[name] for name in ("truth", "belief") if name in examples}
+
+
+def was_read(examples: Mapping[str, Any], evidence: pa.Table) -> np.ndarray:
+    """Which examples have a report that the evidence was read from: [n] bool."""
+    unread = sidecars.unread(evidence)
+    return np.asarray(examples["has_report"], bool) & np.array([s not in unread for s in examples["study_id"]], bool)
 
 
 def with_rates(
@@ -102,16 +108,19 @@ def reference(made: Columns, has_report: np.ndarray) -> tuple[np.ndarray, np.nda
 
     Returns:
       (labels [n, c] int8 in {0, 1}, mask [n, c] bool, name): the phantom's truth; else the labels that came with the
-      data; else, where a study has none, what its report says plainly, a finding that is not mentioned counting as
-      absent. Uncertain labels and uncertain wording are left out.
+      data, and studies without any are left out; else what reports say plainly. Of a labelled study, what its labels
+      leave blank is what its report says plainly. A finding that a report does not mention counts as absent. Uncertain
+      labels and uncertain wording are left out.
     """
     if "truth" in made:
         return made["truth"].astype(np.int8), np.ones(made["truth"].shape, bool), "truth"
     given = made["given"] != findings_lib.NOT_MENTIONED
     told = made["observed"] & ~given & has_report[:, None]
+    if given.any():  # labels of two origins are not mixed, but for the blanks of one study
+        told &= given.any(1, keepdims=True)
     state = np.where(given, made["given"], made["state"])
     names = [f"the labels of the data set ({given.sum():,})"] if given.any() else []
-    names += [f"the plain wording of the reports ({told.sum():,})"] if told.any() else []
+    names += [f"the plain wording of {'their' if names else 'the'} reports ({told.sum():,})"] if told.any() else []
     mask = (given | told) & (state != findings_lib.UNCERTAIN)
     return (state == findings_lib.POSITIVE).astype(np.int8), mask, " and ".join(names) or "nothing"
 

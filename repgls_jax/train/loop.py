@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from repgls_jax import distributed
 from repgls_jax.data.meter import Meter
+from repgls_jax.dryrun import flops
 from repgls_jax.memory import Memory
 from repgls_jax.train import begin, board, divergence, place, profiler, sharding, telemetry
 from repgls_jax.train import journal as journal_lib
@@ -39,6 +40,7 @@ class Task:
       validate: (parameters, mesh) -> scalars on validation data. The parameters are the moving average, if one is kept.
       best: the scalar of ``validate`` whose maximum marks the best checkpoint.
       meta: JSON stored with the weights.
+      flops: operations that a step needs for one example, without recomputation; 0 to count the step's own.
       meter: told where the time of the input goes; by ``batches``, if it knows, and by the loop.
       weights: gives host arrays, a part of the parameters' tree, that replace those initialised when a run starts; not
         called when it goes on.
@@ -56,6 +58,7 @@ class Task:
     validate: Callable[[Params, Mesh], dict[str, float]]
     best: str
     meta: dict[str, Any]
+    flops: int = 0
     meter: Meter = dataclasses.field(default_factory=Meter)
     weights: Callable[[], dict[str, Any]] | None = None
     identify: Callable[[np.ndarray], list[str]] | None = None
@@ -179,13 +182,18 @@ class _Run:
                         profile.stop()
                     if saving or number:
                         self._save(state, done, costs, validate=saving)
-                if number:
-                    self.checkpoints.wait()
-                    stopped = StoppedError(number, step, config.steps)
-                    self.log.say(f"  {self.task.name}: {stopped}")
-                    raise stopped
+                self._stop_after(step, number)
         self._sum_up(start, time.monotonic() - began, meter.waited() - waited)
+        self._stop_after(config.steps, self.stop.asked_last())  # or what follows would begin in spite of the signal
         return state
+
+    def _stop_after(self, step: int, number: int) -> None:
+        """Ends the run after ``step``, which is saved, if the signal ``number`` is not 0."""
+        if number:
+            self.checkpoints.wait()
+            stopped = StoppedError(number, step, self.config.steps)
+            self.log.say(f"  {self.task.name}: {stopped}")
+            raise stopped
 
     def _note(self, done: Done, costs: telemetry.Telemetry) -> str:
         said = divergence.note(done, self.folder, self.log, self.task.identify)
@@ -206,7 +214,7 @@ class _Run:
         traced = self.step_fn.trace(state, batch)
         step_fn = traced.lower().compile()
         distributed.together("step compiled")  # collectives of the CPU give up on one that comes half a minute late
-        work = telemetry.work(traced)
+        work = self.task.flops * self.config.batch_size or flops.counted(traced.jaxpr)
         seconds = time.monotonic() - began
         self.log.record("compiled", seconds=round(seconds, 3), flops=work)
         shown = telemetry.flops_in_words(work)

@@ -17,6 +17,7 @@ from repgls_jax import distributed, findings, losses, methods, rates
 from repgls_jax.data import augment, pipeline
 from repgls_jax.data import shards as shards_lib
 from repgls_jax.data.meter import Meter
+from repgls_jax.dryrun import flops
 from repgls_jax.memory import Memory
 from repgls_jax.models import luvit, pretrained
 from repgls_jax.policies import PolicyConfig
@@ -252,6 +253,7 @@ def run(
     meter = Meter()
     task = loop.Task(
         name="luvit",
+        flops=flops.training(model, side) * method.networks,
         meter=meter,
         init=lambda key: model.init(key, jnp.zeros((1, side, side, 1), stored.dtype))["params"],
         weights=None if backbone is None else lambda: {"encoder": pretrained.fit(backbone, side, model.scan)},

@@ -2,10 +2,33 @@
 
 import json
 import pathlib
+import shutil
+import tempfile
 
 from etils import epath
 
 POINTER = "checkpoints.json"
+TOKEN = "run.json"  # beside checkpoints elsewhere: says whose they are
+
+
+def require_renames(root: pathlib.Path) -> None:
+    """Refuses a work directory in which folders cannot be renamed, as in many mounted buckets: no checkpoint could end.
+
+    Raises:
+      ValueError: names the folder and what would do.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    trial = pathlib.Path(tempfile.mkdtemp(prefix=".trial-", dir=root))
+    try:
+        (trial / "a" / "b").mkdir(parents=True)
+        (trial / "a").rename(trial / "c")
+    except OSError as error:
+        raise ValueError(
+            f"in {root} folders cannot be renamed ({error.strerror}), which every checkpoint needs; choose a "
+            "--workdir on a disk, NFS, or a mounted bucket with a hierarchical namespace"
+        ) from None
+    finally:
+        shutil.rmtree(trial, ignore_errors=True)
 
 
 def of(folder: pathlib.Path) -> epath.Path:
@@ -30,6 +53,9 @@ def put(folder: pathlib.Path, address: str) -> None:
         epath.Path(wanted).exists()
     except (ImportError, KeyError) as error:
         raise ValueError(f"checkpoints cannot be kept at {address}: {error}; for gs:// pip install gcsfs") from None
+    if "://" not in address:
+        pathlib.Path(wanted).mkdir(parents=True, exist_ok=True)
+        (pathlib.Path(wanted) / TOKEN).write_text(json.dumps({"run": folder.name}))
     temporary = folder / f"{POINTER}.partial"
     temporary.write_text(json.dumps({"at": wanted}))
     temporary.replace(folder / POINTER)

@@ -44,7 +44,7 @@ def ask(text: str) -> None:
 class Profiler:
     """Traces the window that was asked for into ``folder``, in the first process.
 
-    The first step of a run compiles; a window that starts later shows steps alone.
+    The step is compiled before the first one, so that a window shows steps alone.
     """
 
     def __init__(self, folder: pathlib.Path, journal: Journal):

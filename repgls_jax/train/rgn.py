@@ -156,7 +156,7 @@ def run(
         meta={"model": settings, "vocabulary": vocabulary.name, "findings": list(vocabulary.findings)},
     )
     state, mesh = loop.train(task, config.train, folder, journal, mesh)
-    rates = predict(apply, state.params, wording, np.arange(len(split)), mesh)
+    rates = predict(apply, state.weights, wording, np.arange(len(split)), mesh)
     # Evidence without a sentence, such as a rule's "No Finding", gives the network nothing to read.
     unread = wording.mentioned & (wording.arrays["span"][..., 0] == wording.arrays["span"][..., 1])
     rates = np.where(unread, wording.expert, rates)

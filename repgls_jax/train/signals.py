@@ -16,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from repgls_jax import distributed
+from repgls_jax import distributed, job
 from repgls_jax.train.journal import Journal
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 EVERY = 10  # steps between two questions to the other processes
 
 
-class StoppedError(distributed.AgreedExit):
+class StoppedError(job.AgreedExit):
     """Training was asked to stop and has saved its state. Ends a script as the signal would have, without a traceback.
 
     Attributes:
@@ -87,9 +87,16 @@ class Stop:
         if self._asked is not None:
             answer, self._asked = int(self._asked), None
         if step % EVERY == 0:
-            mine = np.full(len(self._mesh.local_devices), self._received, np.int32)
-            self._asked = self._loudest(jax.make_array_from_process_local_data(self._everyone, mine))
+            self._asked = self._ask()
         return answer
+
+    def asked_last(self) -> int:
+        """The same after the last step, waiting for all processes: what came too late for :meth:`asked`."""
+        return self._received if not distributed.several() else int(self._ask())
+
+    def _ask(self) -> jax.Array:
+        mine = np.full(len(self._mesh.local_devices), self._received, np.int32)
+        return self._loudest(jax.make_array_from_process_local_data(self._everyone, mine))
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame

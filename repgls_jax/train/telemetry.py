@@ -7,12 +7,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
-from jax.interpreters import partial_eval
 
 from repgls_jax import chips
 from repgls_jax.data.meter import Meter
-from repgls_jax.dryrun import flops
 
 
 class Telemetry:
@@ -24,7 +21,7 @@ class Telemetry:
     Args:
       batch_size: of all processes.
       devices: of all processes.
-      flops: of a step on all devices, a multiply-add counting two.
+      flops: that a step needs on all devices, without recomputation, a multiply-add counting two.
       meter: of the input.
     """
 
@@ -75,18 +72,6 @@ class Telemetry:
         }
         self._steps, self._lost = [], 0.0
         return made
-
-
-def work(traced: jax.stages.Traced) -> int:
-    """Operations of a traced function's matrix products and convolutions, a multiply-add counting two.
-
-    Counted from the trace, without what the compiler drops because nothing uses it: the compiler's own count takes the
-    body of a loop once, which would tell a fraction for scanned blocks and micro-batches.
-    """
-    closed = traced.jaxpr
-    kept, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True)
-    shapes = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in closed.in_avals)
-    return flops.traced(jaxpr_as_fun(ClosedJaxpr(kept, closed.consts)), *shapes)
 
 
 def host_bytes_peak() -> int:
