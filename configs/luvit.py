@@ -131,15 +131,15 @@ def get_config(arguments: str | None = None) -> ml_collections.ConfigDict:
         raise ValueError(f"config arguments {', '.join(unused)} are not for data=phantom; did you mean data=table?")
     image_size = args.image_size or size["image_size"]
     # The seed of the data (of the phantom, and of splits that a table does not give) is not the run's: runs share data.
+    table = options_of("table", args, image_size)
+    table.table = args.table
+    # Role -> column, where a column's name does not say its role; "" for none.
+    table.columns = ml_collections.ConfigDict({role: config_dict.placeholder(str) for role in columns.SPELLINGS})
     datasets = {
         "phantom": dataclasses.asdict(phantom.PhantomConfig(image_size=image_size)) | {"count": size["studies"]},
+        "table": table,
     }
     datasets |= {name: options_of(name, args, image_size) for name in data.DATASETS if name not in datasets}
-    datasets["table"].table = args.table
-    # Role -> column, where a column's name does not say its role; "" for none.
-    datasets["table"].columns = ml_collections.ConfigDict(
-        {role: config_dict.placeholder(str) for role in columns.SPELLINGS}
-    )
     options = config_lib.choose("data", args.data, datasets)
     config.data = dict(dataset=args.data, options=options, also=mixture.read(args.also))
     config.extract = dict(
