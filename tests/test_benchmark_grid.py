@@ -28,14 +28,16 @@ SCHEDULE = runs.Schedule(epochs=2, batch=16)
 def test_the_read_out_of_tokens_is_the_network_without_its_encoder():
     model = luvit.build("tiny/16", 5)
     images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 1)).astype(np.uint8)
-    params = model.init(jax.random.key(0), images)["params"]
-    tokens = vit.VisionTransformer(model.architecture).apply({"params": params["encoder"]}, luvit.normalize(images))
+    params = jax.jit(model.init)(jax.random.key(0), images)["params"]
+    encode = jax.jit(vit.VisionTransformer(model.architecture).apply)
+    tokens = encode({"params": params["encoder"]}, luvit.normalize(images))
     rest = {name: value for name, value in params.items() if name != "encoder"}
-    ours = model.apply({"params": rest}, tokens)
-    theirs = model.apply({"params": params}, images)
+    apply = jax.jit(model.apply)
+    ours = apply({"params": rest}, tokens)
+    theirs = apply({"params": params}, images)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ours, theirs)
     narrow = luvit.LUViT(5, WIDTH)
-    made = narrow.init(jax.random.key(0), tokens)["params"]
+    made = jax.eval_shape(narrow.init, jax.random.key(0), tokens)["params"]
     assert "encoder" not in made and made["queries"].shape == (1, 5, 8)
 
 
@@ -63,21 +65,21 @@ def test_a_run_is_the_projects_own_step_under_its_own_schedule(data):
     model = luvit.LUViT(14, WIDTH)
     loss = luvit_train.make_loss(model, PolicyConfig(name="constant", constant=0.3), steps, 0.1)
     step = jax.jit(make_train_step(loss, tx))
-    root = jax.random.key(seed)
-    state = create(model.init(root, data.tokens[:1])["params"], tx, seed)
+    root, apply = jax.random.key(seed), jax.jit(model.apply)
+    state = create(jax.jit(model.init)(root, data.tokens[:1])["params"], tx, seed)
     score, best, curve = -1.0, None, []
     for epoch in range(SCHEDULE.epochs):
         order = np.asarray(jax.random.permutation(jax.random.fold_in(root, epoch + 1), 40))[:32].reshape(2, 16)
         for rows in order:
             batch = {name: jnp.asarray(values[rows]) for name, values in data.labels.items()}
             state, _ = step(state, {**batch, "image": data.tokens[rows], "index": rows})
-        logits = model.apply({"params": state.params}, data.valid_tokens)["logits"]
+        logits = apply({"params": state.params}, data.valid_tokens)["logits"]
         area = metrics.measure(logits, data.valid_labels, data.valid_mask, names=("auroc",))["auroc"]
         curve.append(float(np.average(area, weights=data.valid_labels.sum(0))))
         if curve[-1] > score:
             score, best = curve[-1], state.params
     np.testing.assert_allclose(outcome.curve, curve, rtol=1e-5)
-    expected = model.apply({"params": best}, data.test_tokens)
+    expected = apply({"params": best}, data.test_tokens)
     np.testing.assert_allclose(outcome.logits, expected["logits"], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(outcome.rate, expected["rate"], rtol=1e-4, atol=1e-5)
 

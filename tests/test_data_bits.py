@@ -194,7 +194,7 @@ def test_a_look_sees_the_same_whatever_the_bits(tmp_path):
 @pytest.fixture(scope="module")
 def net():
     model = luvit.LUViT(3, vit.Architecture(16, 1, 2, 32, patch=8))
-    return model, model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 1), jnp.uint16))["params"]
+    return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 1), jnp.uint16))["params"]
 
 
 def test_a_network_says_nearly_the_same_of_a_film_in_8_and_16_bits(net):

@@ -49,7 +49,7 @@ def test_uneven_images_are_refused():
 def net():
     model = luvit.LUViT(3, vit.Architecture(16, 1, 2, 32, patch=8))
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 16, 16, 1), dtype=np.uint8))
-    return model, model.init(jax.random.key(0), images)["params"], images
+    return model, jax.jit(model.init)(jax.random.key(0), images)["params"], images
 
 
 def test_luvit_output(net):

@@ -12,16 +12,17 @@ from repgls_jax.models import stem, vit
 
 def both(ours: nn.Module, plain: nn.Module, x: jax.Array):
     """Output, and gradients for parameters and input, of two modules with the same parameters."""
-    params = plain.init(jax.random.key(1), x)["params"]
+    params = jax.jit(plain.init)(jax.random.key(1), x)["params"]
     params = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(jax.random.key(2), p.shape), params)
     towards = jax.random.normal(jax.random.key(3), plain.apply({"params": params}, x).shape)
-    assert jax.tree.map(jnp.shape, ours.init(jax.random.key(1), x)["params"]) == jax.tree.map(jnp.shape, params)
+    made = jax.eval_shape(ours.init, jax.random.key(1), x)["params"]
+    assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, params)
     for module in (ours, plain):
 
         def loss(p, x, module=module):
             return (module.apply({"params": p}, x) * towards).sum()
 
-        yield module.apply({"params": params}, x), *jax.grad(loss, argnums=(0, 1))(params, x)
+        yield jax.jit(module.apply)({"params": params}, x), *jax.jit(jax.grad(loss, argnums=(0, 1)))(params, x)
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 12, 1), (3, 4, 4, 8)])
@@ -46,9 +47,9 @@ def test_group_norm_is_flax_s():
 def test_half_precision_keeps_its_type():
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 4), jnp.bfloat16)
     for module in (stem.HalvingConv(8, jnp.bfloat16), stem.ChannelGroupNorm(4, jnp.bfloat16)):
-        params = module.init(jax.random.key(0), x)
+        params = jax.jit(module.init)(jax.random.key(0), x)
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-        assert module.apply(params, x).dtype == jnp.bfloat16
+        assert jax.eval_shape(module.apply, params, x).dtype == jnp.bfloat16
 
 
 def test_gelu_against_scipy():
@@ -72,7 +73,7 @@ def test_dropout_leaves_its_share_out_and_keeps_the_mean(rate):
 def test_residual_branches_are_dropped_independently():
     block = vit.Block(heads=1, mlp=4, dropout=0.5)
     x = jnp.zeros((64, 8, 4))
-    params = block.init(jax.random.key(0), x)["params"]
+    params = jax.jit(block.init)(jax.random.key(0), x)["params"]
     # Without input only the last biases of the two branches come through: 1 of the first, 100 of the second.
     params = jax.tree.map(jnp.zeros_like, params)
     params["attention"]["out"]["bias"] += 1.0

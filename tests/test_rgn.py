@@ -34,25 +34,29 @@ def test_rgn_reads_only_the_sentence_about_a_finding():
     # Without blocks over the words and with a neighbourhood of two, a word far outside the sentence cannot matter.
     net = rgn.build(3, depth=0, width=16, heads=2, dropout=0.0, monotone=False)
     batch = reading()
-    params = net.init(jax.random.key(0), batch)["params"]
-    grad = jax.grad(lambda e: net.apply({"params": params | {"words": {"embedding": e}}}, batch).rate[0, 0])(
-        params["words"]["embedding"]
-    )
+    params = jax.jit(net.init)(jax.random.key(0), batch)["params"]
+
+    def rate(embedding):
+        return net.apply({"params": params | {"words": {"embedding": embedding}}}, batch).rate[0, 0]
+
+    grad = jax.jit(jax.grad(rate))(params["words"]["embedding"])
     used = set(np.nonzero(np.any(np.asarray(grad), axis=1))[0])
     inside, outside = set(batch["words"][0, :10].ravel()), set(batch["words"][0, 10:].ravel())
     assert used <= inside and used & inside and not used & (outside - inside)
-    rates = net.apply({"params": params}, batch).rate
+    rates = jax.jit(net.apply)({"params": params}, batch).rate
     assert rates.shape == (2, 3) and np.all(np.abs(rates) < 1)
 
 
 def test_rgn_withholds_evidence_in_training_only():
     net = rgn.build(3, width=16, heads=2, evidence=True, evidence_dropout=1.0, dropout=0.0, word_dropout=0.0)
     batch = reading()
-    params = net.init(jax.random.key(0), batch)["params"]
+    params = jax.jit(net.init)(jax.random.key(0), batch)["params"]
     told = batch | {"state": batch["state"] + 3}
 
+    apply = jax.jit(net.apply, static_argnames="train")
+
     def certainty(b, train):
-        return net.apply({"params": params}, b, train=train, rngs={"dropout": jax.random.key(1)}).p
+        return apply({"params": params}, b, train=train, rngs={"dropout": jax.random.key(1)}).p
 
     np.testing.assert_array_equal(certainty(batch, True), certainty(told, True))
     assert np.any(np.asarray(certainty(batch, False)) != np.asarray(certainty(told, False)))
@@ -114,10 +118,10 @@ def test_the_map_starts_as_the_experts():
 def test_a_surer_reading_on_the_same_side_has_no_larger_rate():
     net, batch = rgn.build(3, width=16, heads=2), reading(40)
     batch["side"] = np.random.default_rng(1).integers(0, 2, (40, 3))
-    shapes = net.init(jax.random.key(0), batch)["params"]
+    shapes = jax.eval_shape(net.init, jax.random.key(0), batch)["params"]
     random = np.random.default_rng(2)
     params = jax.tree.map(lambda x: jnp.float32(random.normal(0, 1, x.shape)), shapes)
-    got = net.apply({"params": params}, batch)
+    got = jax.jit(net.apply)({"params": params}, batch)
     q = np.where(batch["side"] == 1, got.p, 1 - got.p).ravel()
     order = np.argsort(q)
     assert np.ptp(q) > 0.5 and np.all(np.diff(np.ravel(got.rate)[order]) <= 1e-5)
@@ -249,7 +253,7 @@ def test_features_of_a_language_model_reach_the_network(bert):
     assert read.arrays["features"].shape == (*real.shape, 8) and read.arrays["features"].dtype == np.float16
     assert not read.arrays["features"][~real].any() and read.arrays["features"][real].any(-1).all()
     net = rgn.build(len(CHEXPERT), width=16, heads=2, features=8)
-    params = net.init(jax.random.key(0), read.arrays)["params"]
+    params = jax.jit(net.init)(jax.random.key(0), read.arrays)["params"]
     blank = read.arrays | {"features": 0 * read.arrays["features"]}
     assert np.any(np.asarray(net.apply({"params": params}, read.arrays).p != net.apply({"params": params}, blank).p))
     with pytest.raises(ValueError, match=r"expected \d+ words; run data_prep/language_features.py again"):

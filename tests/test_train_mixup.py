@@ -92,7 +92,7 @@ def test_no_film_leaves_its_device():
     model = luvit_model.build("", C, architecture=vit.Architecture(16, 1, 2, 32, patch=8))
     tx = optax.sgd(0.1)
     made = sharding.put_batch(batch(), mesh)
-    state = create(model.init(jax.random.key(0), made["image"][:1])["params"], tx, 0)
+    state = create(jax.jit(model.init)(jax.random.key(0), made["image"][:1])["params"], tx, 0)
     placed = sharding.shard_state(state, mesh, "dp")
     loss = luvit.make_loss(model, policies.PolicyConfig(name="expert"), 10, 0.1, ALPHA)
     step = jax.jit(make_train_step(loss, tx), out_shardings=(placed, None))
