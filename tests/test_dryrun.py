@@ -109,7 +109,7 @@ def test_a_collective_that_the_preset_should_not_have_is_a_fault():
     assert measure.faults(step, "fsdp", None) == []
     (fault,) = measure.faults(step, "dp", None)
     assert "all-gather over fsdp, 1 times 2,048 bytes" in fault and "only all-reduce" in fault
-    assert fault.endswith("it comes from jit(dot)/dot_general")
+    assert fault.endswith(("it comes from jit(dot)/dot_general", "it comes from b"))  # jax 0.11 names the argument
 
 
 def test_a_sum_over_slices_may_gather():

@@ -224,7 +224,7 @@ def test_an_interrupted_run_goes_on_with_the_same_losses(done, root, films, tmp_
         ({"wieght": 1}, "", r"'mine' has the unknown fields wieght; expected \{dataset, options, weight, evidence\}"),
         ({"dataset": "tabel"}, "", "'mine': data set 'tabel' is unknown; expected one of phantom, table"),
         ({"options": {"source": "x", "colums": {}}}, "", "'mine': got an unexpected keyword argument 'colums'"),
-        ({"options": {}}, "", "'mine': missing a required argument: 'source'"),
+        ({"options": {}}, "", "'mine': missing a required (keyword-only )?argument: 'source'"),
         ({"options": "source=x"}, "", "options being names with values"),
         ({"options": {"source": "x", "image_size": 80}}, "", "'mine' has image_size 80, the run 64; leave it out"),
         ({"options": {"source": 5}}, "", "'mine': an option is of the wrong type"),
