@@ -31,7 +31,11 @@ def take(
       FileNotFoundError: no such file.
       ValueError: it is no evidence, of other findings, of other texts, or of less than half of the reports.
     """
-    table = sidecars.read(evidence, sidecars.EVIDENCE, vocabulary)
+    advice = f"give what data_prep/extract_uncertainty.py makes of {reports} with --findings={vocabulary.name}"
+    try:
+        table = sidecars.read(evidence, sidecars.EVIDENCE, vocabulary)
+    except ValueError as error:
+        raise ValueError(f"{error}; {advice}") from None
     hashes = {report["study_id"]: report_hash(report) for report in source.Source(reports).reports()}
     ours = [hashes.get(study) for study in table["study_id"].to_pylist()]
     pairs = list(zip(ours, table["report_hash"].to_pylist(), strict=True))
@@ -39,7 +43,6 @@ def take(
     rows = table.filter(known)
     said, unread = set(rows["study_id"].to_pylist()), sidecars.unread(table) & hashes.keys()
     differ = sum(mine not in (None, made) for mine, made in pairs)
-    advice = f"give what data_prep/extract_uncertainty.py makes of {reports} with --findings={vocabulary.name}"
     if differ:
         raise ValueError(
             f"evidence file {evidence} was made from other texts: {differ:,} of its {len(rows):,} rows on this data "
