@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from repgls_jax import distributed, evaluate, job, workflow
+from repgls_jax import checks, distributed, evaluate, job, workflow
 from repgls_jax.config import parse_flags, plain
 from repgls_jax.data import shards
 from repgls_jax.results import compare, table
@@ -55,7 +55,7 @@ def _compare() -> None:
     folders: dict[str, list[pathlib.Path]] = {policy: [] for policy in _POLICIES.value}
     try:
         for policy in _POLICIES.value:  # a misspelt arm should be told before the first is trained
-            workflow.check(_with(policy, 0))
+            checks.check(_with(policy, 0))
         for seed in _SEEDS.value:
             for policy in _POLICIES.value:
                 journal.say(f"\n== {policy}, seed {seed}")

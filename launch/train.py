@@ -16,7 +16,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from repgls_jax import distributed, job, workflow
+from repgls_jax import distributed, job, sources, workflow
 from repgls_jax.config import parse_flags, plain
 from repgls_jax.data import fetch
 from repgls_jax.train import profiler
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
         except (ValueError, OSError) as error:
             raise SystemExit(f"error: {error}") from None
         with config.unlocked():
-            config.data.dataset = workflow.BUILT
+            config.data.dataset = sources.BUILT
             config.data.options = {"source": _BUILD.value, "image_size": image_size}
     with job.launched(settings | {"build": _BUILD.value}):
         _run()

@@ -8,105 +8,53 @@ evaluation  checkpoint -> predictions.parquet, metrics.json, report.html
 """
 
 import dataclasses
-import hashlib
 import json
-import os
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-import jax
 import ml_collections
 
-from repgls_jax import __version__, distributed, evaluate, mixture, sidecars, stages
+from repgls_jax import __version__, checks, distributed, evaluate, mixture, sidecars, sources, stages
 from repgls_jax import config as config_lib
 from repgls_jax import data as data_lib
 from repgls_jax.data import fetch
 from repgls_jax.data import shards as shards_lib
 from repgls_jax.data.build import MANIFEST, SHARDS
-from repgls_jax.data.features import SIMULATED
-from repgls_jax.data.source import SPLITS, Source
+from repgls_jax.data.source import SPLITS
+from repgls_jax.exports import files
 from repgls_jax.extraction import backends, given
 from repgls_jax.extraction import run as extract_lib
-from repgls_jax.methods import METHODS, require_columns
-from repgls_jax.methods import settings as method_settings
+from repgls_jax.methods import METHODS
 from repgls_jax.models import pretrained
 from repgls_jax.prepared import Prepared
 from repgls_jax.stages import Done
-from repgls_jax.train import luvit, parts, place, rgn, sharding
+from repgls_jax.train import luvit, parts, place, rgn
 from repgls_jax.train.journal import Journal
 
 # Raised when a stage's result changes for the same inputs, so that old folders are not taken for new ones.
 STAGE_VERSIONS = {"data": 1, "evidence": 2, "rgn": 3, "luvit": 1, "evaluation": 1}
-
-# In the place of a data set's name: a build that is complete already, in a folder or a bucket.
-BUILT = "build"
 
 
 def _inputs(stage: str, **inputs: Any) -> dict[str, Any]:
     return {"stage": STAGE_VERSIONS[stage], "package": __version__, **inputs}
 
 
-def make_source(config: ml_collections.ConfigDict, needed: Sequence[str] = SPLITS) -> Source:
-    """The data set that the config names, read far enough to know its studies and splits.
-
-    Args:
-      config: of configs/luvit.py.
-      needed: splits that must have images.
-
-    Raises:
-      ValueError: an option is missing or wrong, or a split is missing.
-      FileNotFoundError: a folder or file that the config names does not exist.
-    """
-    options = config_lib.plain(config.data.options)
-    if isinstance(options.get("columns"), dict):
-        options["columns"] = {role: column for role, column in options["columns"].items() if column is not None}
-    if options.get("source") == "":
-        raise ValueError(f"data={config.data.dataset} needs its folder; add source=DIR to the config arguments")
-    source = data_lib.dataset(config.data.dataset)(**options)
-    missing = [split for split in needed if split not in source.splits()]
-    if missing:
-        raise ValueError(
-            f"the data has no images for {', '.join(missing)}; training, choice and test need patients of their own. "
-            "Add what is missing to the folder (a public data set's test set may be published apart); to the table of "
-            "data=table add the split, or leave its column out (columns.split= empty) to have splits made"
-        )
-    return source
-
-
-def _described(config: ml_collections.ConfigDict) -> tuple[dict[str, Any], str]:
-    """Manifest and SHA-256 of the build that the config names in the place of a data set.
-
-    Raises:
-      ValueError: no complete build, or one that the config does not fit.
-      FileNotFoundError: nothing is there.
-    """
-    options = config.data.options
-    manifest, digest = fetch.describe(options.source)
-    missing = [split for split in SPLITS if split not in manifest["counts"]]
-    if missing or manifest["image_size"] != options.image_size:
-        raise ValueError(
-            f"{options.source} has images of {manifest['image_size']} pixels for {', '.join(manifest['counts'])}; "
-            f"expected {options.image_size} pixels (image_size=) for {', '.join(SPLITS)}"
-        )
-    return manifest, digest
-
-
 def prepare_data(
     config: ml_collections.ConfigDict, root: pathlib.Path, journal: Journal, needed: Sequence[str] = SPLITS
 ) -> Done:
     """Builds the data set; bad input raises ValueError or FileNotFoundError that says what and where."""
-    if config.data.dataset == BUILT:
+    if config.data.dataset == sources.BUILT:
         place = config.data.options.source
-        build: Any = _described(config)[1]
+        build: Any = sources.described(config)[1]
     else:
-        source = make_source(config, needed)
+        source = sources.make_source(config, needed)
         build = data_lib.identity_of(source)
 
     def work(folder: pathlib.Path) -> dict[str, Any]:
-        if config.data.dataset == BUILT:
+        if config.data.dataset == sources.BUILT:
             manifest = data_lib.read_manifest(fetch.fetch(place, folder / "set", reports=True))
         else:
             progress = journal.stream is not None
@@ -153,7 +101,7 @@ def _evidence(config: ml_collections.ConfigDict, done: Prepared, root: pathlib.P
         # The journal's own line sums the stage up.
         return extract_lib.extract(done.reports, output, done.vocabulary, backend)
 
-    labeller = f"given {_digest(file)}" if file else backends.make(backend, done.vocabulary).version
+    labeller = f"given {files.digest(pathlib.Path(file))}" if file else backends.make(backend, done.vocabulary).version
     inputs = _inputs("evidence", data=done.data.key, vocabulary=done.vocabulary.name, labeller=labeller)
     return stages.run(root, "evidence", inputs, work, journal)
 
@@ -175,13 +123,8 @@ def _rates(config: ml_collections.ConfigDict, done: Prepared, root: pathlib.Path
     inputs = _inputs("rgn", evidence=evidence.key, config=config_lib.plain(config.rgn), rho=rho)
     for name in ("features", "rates"):  # another file at the same place is another input
         if config.rgn[name]:
-            inputs[name] = _digest(config.rgn[name])
+            inputs[name] = files.digest(pathlib.Path(config.rgn[name]))
     return stages.run(root, "rgn", inputs, work, journal, everywhere=True)
-
-
-def _digest(path: str) -> str:
-    with pathlib.Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def prepare_further(
@@ -237,9 +180,7 @@ def train_luvit(
             if checkpoints:
                 place.put(folder, checkpoints)
         if checkpoints:
-            distributed.require_shared(folder / place.POINTER)
-            if "://" not in checkpoints:
-                distributed.require_shared(pathlib.Path(checkpoints) / folder.name / place.TOKEN)
+            place.require_shared(folder)
         first, others = done, dict(further)
         if disk is not None:
             journal.say(f"  shards are copied to {disk}")
@@ -285,114 +226,6 @@ def _training_sets(
     ]
 
 
-def check(config: ml_collections.ConfigDict) -> None:
-    """Refuses settings that would only fail after the data has been built.
-
-    Raises:
-      ValueError: names the setting and what would be right.
-    """
-    if config.task not in ("luvit", "rgn"):
-        raise ValueError(f"task {config.task!r} is unknown; expected luvit or rgn")
-    method_settings(config.policy)
-    method = METHODS[config.policy.name]
-    if config.train.mixup < 0:
-        raise ValueError(
-            f"train.mixup is {config.train.mixup}; expected a Beta distribution's parameter, or 0 for none"
-        )
-    if config.train.mixup and (method.mixes or method.update or method.exchange):
-        raise ValueError(
-            f"train.mixup is {config.train.mixup}, but {config.policy.name!r} mixes films itself or looks at single "
-            "ones; set it to 0"
-        )
-    _check_files(config)
-    _check_batches("train", config.train, method.mixes or config.train.mixup > 0)
-    if not config.rgn.rates and (config.task == "rgn" or method.rates == "rgn"):
-        _check_batches("rgn.train", config.rgn.train, False)
-    if config.task == "luvit" and config.train.augment:
-        _check_cpu()
-    _check_model(config)
-    _check_further(config)
-    name = config.policy.name
-    built = config.data.dataset == BUILT and _described(config)[0]
-    if config.task == "luvit" and METHODS[name].needs:
-        simulated = built["simulated"] if built else make_source(config).simulated
-        require_columns(name, SIMULATED if simulated else ())
-
-
-def _check_cpu() -> None:
-    """Refuses devices without the CPU, on which films are augmented."""
-    try:
-        jax.local_devices(backend="cpu")
-    except RuntimeError:
-        said = os.environ.get("JAX_PLATFORMS", "")
-        raise ValueError(
-            f"JAX_PLATFORMS={said} leaves out the CPU, on which films are augmented; set JAX_PLATFORMS={said},cpu"
-        ) from None
-
-
-def _check_files(config: ml_collections.ConfigDict) -> None:
-    """Refuses names of files that are not there."""
-    for name, path in (("extract.evidence", config.extract.evidence), ("rgn.rates", config.rgn.rates)):
-        if path and not pathlib.Path(path).is_file():
-            raise FileNotFoundError(f"{name}={path} is not there; expected the file that replaces the stage")
-
-
-def _check_batches(name: str, train: ml_collections.ConfigDict, mixes: bool) -> None:
-    """Refuses a batch that does not divide over the devices of this job, and micro-batches."""
-    config_lib.choose("mesh", train.mesh, sharding.PRESETS)
-    mesh = sharding.make_mesh(train.mesh, model_parallel=train.model_parallel)
-    sharding.host_part(mesh)
-    if train.accumulate < 1:
-        raise ValueError(f"{name}.accumulate is {train.accumulate}; expected the number of micro-batches, 1 or more")
-    multiple = sharding.batch_parts(mesh) * train.accumulate * (2 if mixes else 1)
-    if train.batch_size % multiple:
-        mixed = " of pairs to mix" if mixes else ""
-        raise ValueError(
-            f"{name}.batch_size is {train.batch_size}; {sharding.batch_parts(mesh)} parts of the mesh and "
-            f"{train.accumulate} micro-batches{mixed} need a multiple of {multiple}: "
-            f"--config.{name}.batch_size={sharding.round_up(train.batch_size, multiple)}"
-        )
-
-
-def _check_model(config: ml_collections.ConfigDict) -> None:
-    """Refuses a network that cannot be built, or whose patches do not fit the films."""
-    mesh = sharding.make_mesh(config.train.mesh, model_parallel=config.train.model_parallel)
-    folder = config.model.pretrained
-    backbone = pretrained.load(folder) if folder else None
-    patch = luvit.make_model(config.model, 1, mesh, backbone).architecture.patch
-    side = config.data.options.image_size
-    if side % patch:
-        raise ValueError(
-            f"images of {side} pixels do not divide into the patches of {folder or config.model.name}, {patch} pixels; "
-            f"set image_size={sharding.round_up(side, patch)}"
-        )
-
-
-def _check_further(config: ml_collections.ConfigDict) -> None:
-    """Refuses further training sets that cannot be read, or not beside the run's own data."""
-    further = mixture.configs(config)
-    if not further:
-        return
-    built = config.data.dataset == BUILT
-    bits = _described(config)[0]["source"].get("bits", 8) if built else make_source(config).bits
-    for name, own in further.items():
-        where = f"further training set {name!r}"
-        try:
-            source = make_source(own, ("train",))
-            _check_files(own)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{where}: {error}") from None
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
-        except (TypeError, AttributeError) as error:  # JSON gives options any type
-            raise ValueError(f"{where}: an option is of the wrong type ({error})") from None
-        if source.bits != bits:
-            raise ValueError(
-                f"{where} ({own.data.dataset}) has images of {source.bits} bits, the run ({config.data.dataset}) of "
-                f"{bits}; all need the same, by --config.data.options.bits= where the data set has that option"
-            )
-
-
 def run(
     config: ml_collections.ConfigDict,
     root: pathlib.Path,
@@ -419,7 +252,7 @@ def run(
       ValueError: a setting or the input data cannot be used; says which and what would be right.
       FileNotFoundError: a file or folder that the config names does not exist.
     """
-    check(config)
+    checks.check(config)
     if distributed.is_first():
         place.require_renames(root)
     done = prepare(config, root, journal)

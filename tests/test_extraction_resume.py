@@ -1,7 +1,5 @@
 """A run that is killed, interrupted or starved of disk goes on with the same command, to the same bytes."""
 
-import concurrent.futures
-import dataclasses
 import errno
 import json
 import os
@@ -11,106 +9,23 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 
 import pyarrow.parquet as pq
 import pytest
+from fake_backend import TEXTS, left, only, pids, read_by, run, same, undisturbed, until, write_csv
 
 from repgls_jax import findings as findings_lib
 from repgls_jax import sidecars
 from repgls_jax.extraction import parts, workers
 from repgls_jax.extraction import run as extract_lib
-from repgls_jax.extraction.backends import Fault
-from repgls_jax.reports.resolve import Evidence
 
 HERE = pathlib.Path(__file__).parent
-FAKE = "test_extraction_resume:FakeSettings:Fake"
-
-
-@dataclasses.dataclass(frozen=True)
-class FakeSettings:
-    """Of a backend that notes what it reads in ``log``, one line a study with the process's id."""
-
-    log: str = os.devnull
-    chunk: int = 3
-    version: str = "1"
-    seconds: float = 0.0  # for each chunk
-    dies_at: str = ""  # study
-    processes: int = 0  # each waits, after its first chunk, until so many have read one
-    needs_device: bool = False
-
-
-class Fake:
-    labeller = "fake"
-    prompt_hash = "f00d"
-
-    def __init__(self, vocabulary: findings_lib.Vocabulary, settings: FakeSettings) -> None:
-        self.settings, self.chunk, self.version = settings, settings.chunk, settings.version
-
-    def read(self, reports: Sequence[Mapping[str, str]]) -> list[list[Evidence] | Fault]:
-        time.sleep(self.settings.seconds)
-        answers: list[list[Evidence] | Fault] = []
-        with pathlib.Path(self.settings.log).open("a") as log:
-            for report in reports:
-                if report["study_id"] == self.settings.dies_at:
-                    os._exit(9)
-                print(report["study_id"], os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES"), file=log)
-                text = report["report"]
-                p = len(text) % 10 / 10
-                found = Evidence("Mass", p, "", "other", "report", 0, len(text), 0, 1, -1, -1)
-                answers.append(Fault("no answer") if "silence" in text else [found] if text else [])
-        until(lambda: len(pids(pathlib.Path(self.settings.log))) >= self.settings.processes)
-        return answers
-
-    def cuts(self, report: Mapping[str, str]) -> bool:
-        return False
-
-
-def pids(log: pathlib.Path) -> set[int]:
-    return {int(line.split()[1]) for line in log.read_text().splitlines()}
-
-
-def until(condition: Callable[[], bool]) -> None:
-    for _ in range(1_200):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("waited a minute in vain")
-
-
-def write_csv(path: pathlib.Path, texts: Sequence[str]) -> pathlib.Path:
-    path.write_text("study_id,report\n" + "".join(f"s{i},{text}\n" for i, text in enumerate(texts)))
-    return path
-
-
-TEXTS = [("x" * i if i % 4 else "silence") if not 6 <= i < 9 else "" for i in range(14)]  # one chunk without a row
-
-
-def run(path: pathlib.Path, output: pathlib.Path, say: Callable[[str], None] | None = None, **settings) -> dict:
-    count = settings.pop("workers", 1)
-    return extract_lib.extract(path, output, findings_lib.NIH, FAKE, say, count, FakeSettings(**settings))
-
-
-def read_by(log: pathlib.Path) -> list[str]:
-    return [line.split()[0] for line in log.read_text().splitlines()]
-
-
-def left(folder: pathlib.Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
 
 
 @pytest.fixture
-def reference(tmp_path) -> tuple[pathlib.Path, dict[str, bytes], dict]:
-    """Reports, the files of a run that nothing disturbed, and its counts."""
-    path = write_csv(tmp_path / "r.csv", [*TEXTS, f"a bare, comma {'x' * 9}"])
-    (tmp_path / "whole").mkdir()
-    counts = run(path, tmp_path / "whole" / "o")
-    return path, {name: (tmp_path / "whole" / name).read_bytes() for name in ("o", "o.quarantine.csv")}, counts
-
-
-def same(folder: pathlib.Path, reference: dict[str, bytes]) -> bool:
-    assert left(folder) == {*reference, ".o.lock"}
-    return all((folder / name).read_bytes() == data for name, data in reference.items())
+def reference(tmp_path):
+    return undisturbed(tmp_path)
 
 
 def test_every_report_is_a_row_or_a_fault(reference, tmp_path):
@@ -196,7 +111,7 @@ def test_a_real_process_with_workers_leaves_parts_and_no_process(reference, tmp_
     log = tmp_path / "log"
     script = f"""
         import sys; sys.path.insert(0, {str(HERE)!r})
-        import pathlib, test_extraction_resume as t
+        import pathlib, fake_backend as t
         if __name__ == "__main__":
             try:
                 t.run(pathlib.Path({str(path)!r}), pathlib.Path({str(tmp_path / "k" / "o")!r}), workers=2, seconds=0.4,
@@ -257,12 +172,6 @@ def interrupted(path: pathlib.Path, output: pathlib.Path, **settings) -> None:
         run(path, output, **settings)
 
 
-def only(folder: pathlib.Path) -> pathlib.Path:
-    """The folder of the one run that has left parts."""
-    (path,) = folder.iterdir()
-    return path
-
-
 def test_parts_of_other_runs_are_left_alone_and_it_says_so(reference, tmp_path):
     path, files, _ = reference
     log = tmp_path / "log"
@@ -311,41 +220,6 @@ def test_a_second_run_on_the_same_output_is_refused(reference, tmp_path):
     assert same(tmp_path / "whole", files)
 
 
-def test_a_worker_that_dies_is_an_error_that_leaves_the_parts(reference, tmp_path):
-    path, files, counts = reference
-    (tmp_path / "w").mkdir()
-    with pytest.raises(ChildProcessError, match="same command goes on"):
-        run(path, tmp_path / "w" / "o", workers=2, dies_at="s13")
-    assert (only(tmp_path / "w" / "o.parts") / "run.json").exists()
-    assert run(path, tmp_path / "w" / "o") == counts
-    assert same(tmp_path / "w", files)
-
-
-def test_workers_are_given_a_few_chunks_at_a_time_and_answer_in_order():
-    chunks = [workers.Chunk(pathlib.Path(str(i)), [], []) for i in range(20)]
-    part = parts.Part("earlier", {}, [])
-    taken = []
-
-    class Pool:
-        """Answers each chunk with its path, once asked."""
-
-        def submit(self, function, *arguments):
-            future: concurrent.futures.Future = concurrent.futures.Future()
-            future.set_result(arguments[0].path if arguments else {})
-            return future
-
-    def jobs():
-        for chunk in chunks:
-            taken.append(chunk)
-            yield workers.Job(part if int(str(chunk.path)) % 5 == 3 else chunk, 0.0)
-
-    answers = []
-    for _, answer in workers._Several(Pool(), 2).read(jobs()):  # type: ignore[arg-type]
-        answers.append(answer)
-        assert len(taken) <= len(answers) + 4
-    assert answers == [part if i % 5 == 3 else pathlib.Path(str(i)) for i in range(20)]
-
-
 def test_when_no_report_can_be_read_it_is_an_error_that_lists_them(tmp_path):
     path = write_csv(tmp_path / "r.csv", ["silence"] * 4)
     (tmp_path / "o").write_text("of an earlier run")
@@ -353,23 +227,6 @@ def test_when_no_report_can_be_read_it_is_an_error_that_lists_them(tmp_path):
         run(path, tmp_path / "o")
     assert (tmp_path / "o.quarantine.csv").read_text().count("no answer") == 4
     assert left(tmp_path) == {"r.csv", "o", "o.quarantine.csv", ".o.lock"}
-
-
-def test_each_worker_has_a_gpu_of_its_own(reference, tmp_path, monkeypatch):
-    path, _, counts = reference
-    log = tmp_path / "log"
-    monkeypatch.setattr(FakeSettings, "needs_device", True)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
-    with pytest.raises(ValueError, match="workers is 2 but there are 1 GPUs"):
-        run(path, tmp_path / "o", workers=2)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,GPU-3,5")
-    assert run(path, tmp_path / "o", workers=2, log=str(log), processes=2) == counts
-    by_process = {line.split()[1]: line.split()[2] for line in log.read_text().splitlines()}
-    assert sorted(by_process.values()) == ["7", "GPU-3"]
-    monkeypatch.setattr(FakeSettings, "needs_device", False)
-    log.unlink()
-    run(path, tmp_path / "o", workers=2, log=str(log))
-    assert {line.split()[2] for line in log.read_text().splitlines()} == {"7,GPU-3,5"}
 
 
 def test_the_rate_and_the_time_left_are_of_what_this_run_reads(monkeypatch):

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from repgls_jax import mixture, phantom, policies, workflow
+from repgls_jax import checks, mixture, phantom, policies, workflow
 from repgls_jax.data import mix, pipeline, shards
 from repgls_jax.evaluation import subjects
 from repgls_jax.findings import CHEXPERT, NIH
@@ -274,7 +274,7 @@ def test_bits_are_those_of_the_run_for_all_sets(films, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(films, other)
     deep.data.also = {"mine": entry(other)}
-    workflow.check(deep)
+    checks.check(deep)
     (own,) = mixture.configs(deep).values()
     assert own.data.options.bits == 16
     deep.data.also = {"mine": {"dataset": "phantom", "options": {"count": 60}}}
@@ -297,13 +297,13 @@ def test_a_further_set_needs_images_to_train_on_alone(films, tmp_path):
     made = entry(films)
     made["options"]["table"] = str(tmp_path / "no_test.csv")
     settings = config({"mine": made})
-    workflow.check(settings)
+    checks.check(settings)
     first = workflow.Prepared(None, None, None, CHEXPERT)
     further = workflow.prepare_further(settings, first, tmp_path / "runs", SILENT)
     assert further["mine"].data.summary["train"] == 20
     made["options"]["table"] = str(tmp_path / "no_train.csv")
     with pytest.raises(ValueError, match="'mine': the data has no images for train"):
-        workflow.check(config({"mine": made}))
+        checks.check(config({"mine": made}))
 
 
 def test_the_page_names_every_set_however_many_there_are():

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from repgls_jax import evaluate, phantom, sidecars, workflow
+from repgls_jax import checks, evaluate, phantom, sidecars, workflow
 from repgls_jax.data import shards
 from repgls_jax.findings import CHEXPERT
 from repgls_jax.results import metrics
@@ -83,14 +83,14 @@ def test_evidence_made_beforehand_takes_the_place_of_reading(done, root, tmp_pat
     subprocess.run([*extract, "--findings=chexpert"], cwd=ROOT, check=True, capture_output=True)
     settings = config("size=test,policy=expert")
     settings.extract.evidence = str(given)
-    workflow.check(settings)
+    checks.check(settings)
     prepared = workflow.prepare(settings, root, Journal(stream=None))
     ours = sidecars.read(done["evidence"].folder / "evidence.parquet", sidecars.EVIDENCE, CHEXPERT)
     assert prepared.evidence_table().equals(ours) and prepared.evidence.key != done["evidence"].key
     assert prepared.evidence.summary["reports"] == done["data"].summary["reports"]
     settings.extract.evidence = str(tmp_path / "none.parquet")
     with pytest.raises(FileNotFoundError, match=r"none\.parquet is not there"):
-        workflow.check(settings)
+        checks.check(settings)
 
 
 def test_report_text_stays_where_it_is(done):

@@ -7,6 +7,8 @@ import tempfile
 
 from etils import epath
 
+from repgls_jax import distributed
+
 POINTER = "checkpoints.json"
 TOKEN = "run.json"  # beside checkpoints elsewhere: says whose they are
 
@@ -53,9 +55,25 @@ def put(folder: pathlib.Path, address: str) -> None:
         epath.Path(wanted).exists()
     except (ImportError, KeyError) as error:
         raise ValueError(f"checkpoints cannot be kept at {address}: {error}; for gs:// pip install gcsfs") from None
-    if "://" not in address:
+    if _is_folder(wanted):
         pathlib.Path(wanted).mkdir(parents=True, exist_ok=True)
         (pathlib.Path(wanted) / TOKEN).write_text(json.dumps({"run": folder.name}))
     temporary = folder / f"{POINTER}.partial"
     temporary.write_text(json.dumps({"at": wanted}))
     temporary.replace(folder / POINTER)
+
+
+def require_shared(folder: pathlib.Path) -> None:
+    """Refuses checkpoints elsewhere that this process does not see as process 0 does; after :func:`put`.
+
+    Raises:
+      ValueError: names the host and the file.
+    """
+    distributed.require_shared(folder / POINTER)
+    kept = str(of(folder))
+    if _is_folder(kept):
+        distributed.require_shared(pathlib.Path(kept) / TOKEN)
+
+
+def _is_folder(address: str) -> bool:
+    return "://" not in address
